@@ -1,0 +1,59 @@
+"""Routes: what a request's `model` names, and the only thing that moves traffic."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+
+from pydantic import BaseModel, Field
+
+from ..errors import Invalid
+from ..settings import NAME_PATTERN
+
+_PIN = re.compile(r"^(?P<adapter>[a-z0-9][a-z0-9-]{0,47})@(?P<version>[1-9][0-9]{0,8})$")
+
+
+class Variant(BaseModel, frozen=True):
+    """One arm of a route: a base model (`smollm2-135m`) or an adapter version (`support@3`)."""
+
+    target: str
+    weight: int = Field(ge=0, le=10_000, description="share of the traffic, relative to the sum over variants")
+
+
+class Route(BaseModel, frozen=True):
+    """Weighted variants and the pointers `stable`, `previous`, `candidate`. Every change raises `revision` by one."""
+
+    name: str = Field(pattern=NAME_PATTERN)
+    revision: int
+    salt: str = Field(description="seed of the sticky assignment; never changes")
+    stable: str
+    previous: str = Field(description="where a rollback goes")
+    candidate: str | None = None
+    variants: tuple[Variant, ...]
+    gates: tuple[str, ...] = Field(default=(), description="suites a version must pass to be promoted")
+    project_id: str
+    updated_at: datetime
+    updated_by: str
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Everything this route may send traffic to, now or by a rollback; most important first, without repeats."""
+        named = [self.stable, self.previous, *(v.target for v in self.variants if v.weight)]
+        if self.candidate:
+            named.append(self.candidate)
+        return tuple(dict.fromkeys(named))
+
+
+def parse_pin(target: str) -> tuple[str, int] | None:
+    """`support@3` as ("support", 3); None for a base model's name."""
+    found = _PIN.match(target)
+    return (found["adapter"], int(found["version"])) if found else None
+
+
+def check_variants(variants: tuple[Variant, ...]) -> None:
+    """Raise `Invalid` unless targets are distinct and some weight is positive."""
+    targets = [variant.target for variant in variants]
+    if len(set(targets)) != len(targets):
+        raise Invalid(f"variants name a target twice: {', '.join(targets)}", code="duplicate_variant", param="variants")
+    if not any(variant.weight for variant in variants):
+        raise Invalid("at least one variant needs a positive weight", code="no_weight", param="variants")
