@@ -25,7 +25,9 @@ def main(path: Path) -> int:
     """Check the report; print what is missing or missed."""
     rows = {row["metric"]: row for row in json.loads(path.read_text())["rows"]}
     missing = sorted(EXPECTED - rows.keys())
-    missed = [f"{name} = {row['value']} (target {row['target']})" for name, row in rows.items() if row["holds"] is False]
+    missed = [
+        f"{name} = {row['value']} (target {row['target']})" for name, row in rows.items() if row["holds"] is False
+    ]
     limits = {
         "exact_match_base": lambda v: v <= 0.2,
         "exact_match_tuned": lambda v: v >= 0.85,
@@ -36,7 +38,11 @@ def main(path: Path) -> int:
         "wrong_version_answers": lambda v: v == 0,
         "rollback_ms": lambda v: v <= 1000,
     }
-    missed += [f"{name} = {rows[name]['value']}" for name, holds in limits.items() if name in rows and not holds(rows[name]["value"])]
+    missed += [
+        f"{name} = {rows[name]['value']}"
+        for name, holds in limits.items()
+        if name in rows and not holds(rows[name]["value"])
+    ]
     for line in [*(f"missing: {name}" for name in missing), *(f"missed: {line}" for line in missed)]:
         sys.stdout.write(line + "\n")
     sys.stdout.write("demo report holds\n" if not missing and not missed else "demo report does not hold\n")

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import Connection, event, insert, make_url, select, update
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from . import tables
@@ -21,7 +24,7 @@ from .errors import StorageFull, Unavailable
 DEFAULT_PROJECT = "proj_default"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two processes writing one WAL file can corrupt it on SQLite older than this (sqlite.org/wal.html#walresetbug).
-_WAL_SAFE_SINCE = (3, 51, 3)
+WAL_SAFE_SINCE = (3, 51, 3)
 _BUSY_TIMEOUT_MS = 5_000
 
 
@@ -41,14 +44,28 @@ def new_id(prefix: str) -> str:
 
 
 class Database:
-    """Connections to the state. `read` sees committed data; `write` is one transaction, serialised on SQLite."""
+    """Connections to the state. `read` sees one committed state; `write` is one transaction, serialised on SQLite.
 
-    def __init__(self, url: str) -> None:
+    Keep both blocks short and never open a `write` inside a `read` of the same task: on SQLite an open reader holds up
+    every writer's commit.
+    """
+
+    def __init__(self, url: str, *, must_exist: bool = False) -> None:
         self.url = url
+        self._must_exist = must_exist
         self.is_sqlite = url.startswith("sqlite")
         self.engine: AsyncEngine = create_async_engine(url, pool_pre_ping=not self.is_sqlite)
-        if self.is_sqlite:
+        self._writer = self.engine.execution_options(turnout_write=True)
+        if not self.is_sqlite:
+            self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
+        else:
+            self._reader = self.engine
             _configure_sqlite(self.engine)
+        self._file = sqlite_file(url)
+        self._inode: int | None = None
+        # SQLite's own queue of writers is a lottery (they sleep and try again); this one is fair within the process.
+        self._turn = asyncio.Lock()
+        self._held_by: dict[asyncio.Task[Any] | None, str] = {}
 
     async def close(self) -> None:
         """Close every connection."""
@@ -56,9 +73,11 @@ class Database:
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
-        """A connection for reading."""
-        with _translated():
-            async with self.engine.connect() as connection:
+        """A connection for reading: all queries in the block see one state."""
+        with _translated(), self._entered("read"):
+            self._same_file()
+            async with self._reader.begin() as connection:
+                self._same_file()
                 yield connection
 
     @asynccontextmanager
@@ -67,43 +86,90 @@ class Database:
 
         Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is full.
         """
-        with _translated():
-            async with self.engine.connect() as connection:
-                if self.is_sqlite:
-                    await connection.exec_driver_sql("BEGIN IMMEDIATE")
-                async with connection.begin() if not connection.in_transaction() else _commit(connection):
+        task = asyncio.current_task()
+        if task in self._held_by:
+            raise RuntimeError(f"write() inside {self._held_by[task]}() of the same task would wait for itself")
+        async with self._my_turn():
+            with _translated(), self._entered("write"):
+                self._same_file()
+                async with self._writer.begin() as connection:
+                    self._same_file()
                     yield connection
 
+    @contextmanager
+    def _entered(self, what: str) -> Iterator[None]:
+        task = asyncio.current_task()
+        if task in self._held_by:  # the outer block keeps the books
+            yield
+            return
+        self._held_by[task] = what
+        try:
+            yield
+        finally:
+            del self._held_by[task]
 
-@asynccontextmanager
-async def _commit(connection: AsyncConnection) -> AsyncIterator[None]:
+    @asynccontextmanager
+    async def _my_turn(self) -> AsyncIterator[None]:
+        if not self.is_sqlite:
+            yield
+            return
+        try:
+            async with asyncio.timeout(2 * _BUSY_TIMEOUT_MS / 1000):
+                await self._turn.acquire()
+        except TimeoutError as error:
+            raise Unavailable("the database is busy; try again", code="database_busy") from error
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def _same_file(self) -> None:
+        """Neither a new file in the old one's place nor the old one under another name is the state. Asked before connecting,
+        which would create a missing file, and after, when the first connection has created it.
+        """
+        if self._file is None:
+            return
+        found = self._file.stat().st_ino if self._file.exists() else None
+        if found is None and self._must_exist:
+            raise Unavailable(f"the database {self._file} is missing; put it back", code="database_lost")
+        self._inode = self._inode or found
+        if found != self._inode:
+            raise Unavailable(
+                f"the database {self._file} was moved or replaced; put it back, or restart to use what is there now",
+                code="database_lost",
+            )
+
+
+def sqlite_file(url: str) -> Path | None:
+    """The file behind a SQLite URL; None for memory and for other databases."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Path(str(parsed.database))
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn the driver's failures into errors that say what to do."""
     try:
         yield
-    except BaseException:
-        await connection.rollback()
-        raise
-    await connection.commit()
-
-
-class _translated:
-    """Turn the driver's failures into errors that say what to do."""
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if not isinstance(error, OperationalError):
-            return
+    except PoolTimeout as error:
+        raise Unavailable("every database connection is in use; try again", code="database_busy") from error
+    except OperationalError as error:
         text = str(error.orig).lower()
+        if "no such" in text or "syntax" in text:
+            raise  # a mistake of ours, or a database without its schema; waiting does not help
         if "full" in text:
             raise StorageFull("the disk that holds the database is full; free some space and try again") from error
         if "locked" in text or "busy" in text:
             raise Unavailable("the database is busy; try again", code="database_busy") from error
-        raise Unavailable("the database cannot be reached; completions go on, changes must wait", code="database_lost") from error
+        raise Unavailable(
+            "the database cannot be reached; completions go on, changes must wait", code="database_lost"
+        ) from error
 
 
 def _configure_sqlite(engine: AsyncEngine) -> None:
-    wal = sqlite3.sqlite_version_info >= _WAL_SAFE_SINCE
+    wal = sqlite3.sqlite_version_info >= WAL_SAFE_SINCE
 
     @event.listens_for(engine.sync_engine, "connect")
     def _connect(connection: Any, record: object) -> None:
@@ -115,16 +181,36 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
         cursor.execute("PRAGMA foreign_keys=ON")
         cursor.close()
 
+    @event.listens_for(engine.sync_engine, "begin")
+    def _begin(connection: Connection) -> None:
+        # Taking the write lock at once: a transaction that reads first and upgrades later can fail with a stale view.
+        write = connection.get_execution_options().get("turnout_write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
 
 async def record_audit(
-    connection: AsyncConnection, *, project_id: str, actor: str, action: str, subject: str,
-    before: Any = None, after: Any = None, reason: str | None = None,
+    connection: AsyncConnection,
+    *,
+    project_id: str,
+    actor: str,
+    action: str,
+    subject: str,
+    before: Any = None,
+    after: Any = None,
+    reason: str | None = None,
 ) -> None:
     """Append to the audit log, in the caller's transaction."""
     await connection.execute(
         insert(tables.audit).values(
-            id=new_id("audit-"), project_id=project_id, at=now(), actor=actor, action=action, subject=subject,
-            before=before, after=after, reason=reason,
+            id=new_id("audit-"),
+            project_id=project_id,
+            at=now(),
+            actor=actor,
+            action=action,
+            subject=subject,
+            before=before,
+            after=after,
+            reason=reason,
         )
     )
 
@@ -132,7 +218,9 @@ async def record_audit(
 async def bump_revision(connection: AsyncConnection, name: str = "routing") -> int:
     """Advance the counter by which gateways see that their snapshot is old; in the caller's transaction."""
     table = tables.revisions
-    moved = await connection.execute(update(table).where(table.c.name == name).values(value=table.c.value + 1).returning(table.c.value))
+    moved = await connection.execute(
+        update(table).where(table.c.name == name).values(value=table.c.value + 1).returning(table.c.value)
+    )
     value = moved.scalar_one_or_none()
     if value is None:
         await connection.execute(insert(table).values(name=name, value=1))

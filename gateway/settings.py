@@ -21,7 +21,9 @@ MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 with the closing NUL
 class BaseModelSettings(BaseModel, frozen=True, extra="forbid"):
     """The one base model this server serves."""
 
-    name: str = Field(default="smollm2-135m", pattern=NAME_PATTERN, description="name that requests use for the untuned model")
+    name: str = Field(
+        default="smollm2-135m", pattern=NAME_PATTERN, description="name that requests use for the untuned model"
+    )
     path: Path = Field(default=Path("build/models/smollm2-135m-instruct"), description="folder in Hugging Face format")
 
 
@@ -29,7 +31,9 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     """How the vLLM server is started."""
 
     enabled: bool = Field(default=True, description="whether the controller starts an engine at all")
-    dtype: Literal["bfloat16", "float32", "float16", "auto"] = Field(default="bfloat16", description="arithmetic of the base model")
+    dtype: Literal["bfloat16", "float32", "float16", "auto"] = Field(
+        default="bfloat16", description="arithmetic of the base model"
+    )
     max_model_len: int = Field(default=2048, ge=128, description="longest prompt plus answer, in tokens")
     max_loras: int = Field(default=4, ge=1, description="distinct adapters in one batch")
     max_cpu_loras: int = Field(default=32, ge=2, description="adapters the engine keeps in memory")
@@ -50,7 +54,9 @@ class JobSettings(BaseModel, frozen=True, extra="forbid"):
 
     max_running: int = Field(default=1, ge=1, description="jobs at a time; on CPU one")
     max_attempts: int = Field(default=3, ge=1, description="starts of a job that dies before it is given up")
-    heartbeat_timeout_s: float = Field(default=600, gt=0, description="a job silent for longer is killed and started again")
+    heartbeat_timeout_s: float = Field(
+        default=600, gt=0, description="a job silent for longer is killed and started again"
+    )
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a job; unset: all cores")
 
 
@@ -61,7 +67,9 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     adapter_bytes: int = Field(default=2 * 2**30, ge=1024, description="adapter_model.safetensors")
     config_bytes: int = Field(default=1 * 2**20, ge=1024, description="adapter_config.json or manifest.json")
     file_bytes: int = Field(default=512 * 2**20, ge=1024, description="an uploaded data file")
-    request_timeout_s: float = Field(default=600, gt=0, description="longest time from a request to the end of its answer")
+    request_timeout_s: float = Field(
+        default=600, gt=0, description="longest time from a request to the end of its answer"
+    )
 
 
 class Settings(BaseSettings):
@@ -69,7 +77,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="TURNOUT_", env_nested_delimiter="__", extra="forbid", frozen=True)
 
-    home: Path = Field(default=Path("~/.local/share/turnout"), description="where the database, artifacts and jobs live")
+    home: Path = Field(
+        default=Path("~/.local/share/turnout"), description="where the database, artifacts and jobs live"
+    )
     host: str = Field(default="127.0.0.1", description="address the gateway binds to; without keys only loopback")
     port: int = Field(default=8321, ge=0, le=65535, description="port of the gateway")
     auth: Literal["keys", "none"] = Field(default="keys", description="`none` serves everyone, on loopback only")
@@ -79,7 +89,9 @@ class Settings(BaseSettings):
     jobs: JobSettings = Field(default=JobSettings(), description="training and evaluation jobs")
     limits: Limits = Field(default=Limits(), description="caps on what clients may send")
     drain_timeout_s: float = Field(default=30, ge=0, description="time open requests get when the gateway stops")
-    log_level: Literal["debug", "info", "warning", "error"] = Field(default="info", description="least level written to the log")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least level written to the log"
+    )
 
     @field_validator("home")
     @classmethod
@@ -157,13 +169,24 @@ class Settings(BaseSettings):
 
     def prepare_directories(self) -> None:
         """Make the directories; private ones with mode 0700, and refuse one that somebody else owns."""
-        for path in (self.home, self.artifacts_dir, self.manifests_dir, self.files_dir, self.jobs_dir,
-                     self.scores_dir, self.suites_dir, self.logs_dir, self.references_dir):
+        for path in (
+            self.home,
+            self.artifacts_dir,
+            self.manifests_dir,
+            self.files_dir,
+            self.jobs_dir,
+            self.scores_dir,
+            self.suites_dir,
+            self.logs_dir,
+            self.references_dir,
+        ):
             path.mkdir(parents=True, exist_ok=True)
         for path in (self.secrets_dir, self.run_dir):
             path.mkdir(mode=0o700, parents=True, exist_ok=True)
             if path.is_symlink() or path.stat().st_uid != os.getuid():
-                raise Invalid(f"{path} belongs to another user; remove it or set TURNOUT_HOME elsewhere", code="bad_directory")
+                raise Invalid(
+                    f"{path} belongs to another user; remove it or set TURNOUT_HOME elsewhere", code="bad_directory"
+                )
             path.chmod(0o700)
 
 
@@ -181,8 +204,11 @@ def load_settings(config: Path | None = None, **overrides: object) -> Settings:
         class WithFile(Settings):
             @classmethod
             def settings_customise_sources(
-                cls, settings_cls: type[BaseSettings], init_settings: PydanticBaseSettingsSource,
-                env_settings: PydanticBaseSettingsSource, dotenv_settings: PydanticBaseSettingsSource,
+                cls,
+                settings_cls: type[BaseSettings],
+                init_settings: PydanticBaseSettingsSource,
+                env_settings: PydanticBaseSettingsSource,
+                dotenv_settings: PydanticBaseSettingsSource,
                 file_secret_settings: PydanticBaseSettingsSource,
             ) -> tuple[PydanticBaseSettingsSource, ...]:
                 return (init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=path))

@@ -23,7 +23,11 @@ from sqlalchemy import (
 )
 
 metadata = MetaData(
-    naming_convention={"ix": "ix_%(table_name)s_%(column_0_name)s", "uq": "uq_%(table_name)s_%(column_0_name)s", "pk": "pk_%(table_name)s"}
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_name)s",
+        "pk": "pk_%(table_name)s",
+    }
 )
 
 
@@ -57,8 +61,10 @@ def _owned() -> list[Column[object]]:
 
 
 api_keys = Table(
-    "api_keys", metadata,
-    Column("id", String(40), primary_key=True), *_owned(),
+    "api_keys",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    *_owned(),
     Column("name", String(80), nullable=False),
     Column("hash", String(64), nullable=False, unique=True),
     Column("scopes", JSON, nullable=False),
@@ -67,7 +73,8 @@ api_keys = Table(
 )
 
 audit = Table(
-    "audit", metadata,
+    "audit",
+    metadata,
     Column("id", String(40), primary_key=True),
     Column("project_id", String(40), nullable=False, index=True),
     Column("at", UTCDateTime, nullable=False, index=True),
@@ -80,13 +87,17 @@ audit = Table(
 )
 
 adapters = Table(
-    "adapters", metadata,
-    Column("name", String(48), primary_key=True), *_owned(),
+    "adapters",
+    metadata,
+    Column("name", String(48), primary_key=True),
+    *_owned(),
 )
 
 adapter_versions = Table(
-    "adapter_versions", metadata,
-    Column("id", String(40), primary_key=True), *_owned(),
+    "adapter_versions",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    *_owned(),
     Column("adapter", String(48), nullable=False),
     Column("version", Integer, nullable=False),
     Column("digest", String(64), nullable=False, index=True),
@@ -107,8 +118,10 @@ adapter_versions = Table(
 )
 
 routes = Table(
-    "routes", metadata,
-    Column("name", String(48), primary_key=True), *_owned(),
+    "routes",
+    metadata,
+    Column("name", String(48), primary_key=True),
+    *_owned(),
     Column("revision", Integer, nullable=False),
     Column("salt", String(64), nullable=False),
     Column("stable", String(64), nullable=False),
@@ -121,8 +134,10 @@ routes = Table(
 )
 
 files = Table(
-    "files", metadata,
-    Column("id", String(40), primary_key=True), *_owned(),
+    "files",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    *_owned(),
     Column("filename", String(255), nullable=False),
     Column("purpose", String(40), nullable=False),
     Column("size_bytes", BigInteger, nullable=False),
@@ -131,8 +146,10 @@ files = Table(
 )
 
 jobs = Table(
-    "jobs", metadata,
-    Column("id", String(40), primary_key=True), *_owned(),
+    "jobs",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    *_owned(),
     Column("kind", String(16), nullable=False, index=True),
     Column("state", String(20), nullable=False, index=True),
     Column("spec", JSON, nullable=False),
@@ -147,7 +164,8 @@ jobs = Table(
 )
 
 job_attempts = Table(
-    "job_attempts", metadata,
+    "job_attempts",
+    metadata,
     Column("job_id", String(40), primary_key=True),
     Column("attempt", Integer, primary_key=True),
     Column("token_hash", String(64), nullable=False),
@@ -159,7 +177,8 @@ job_attempts = Table(
 )
 
 job_events = Table(
-    "job_events", metadata,
+    "job_events",
+    metadata,
     Column("id", String(40), primary_key=True),
     Column("job_id", String(40), nullable=False, index=True),
     Column("at", UTCDateTime, nullable=False),
@@ -170,8 +189,10 @@ job_events = Table(
 )
 
 verdicts = Table(
-    "verdicts", metadata,
-    Column("id", String(40), primary_key=True), *_owned(),
+    "verdicts",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    *_owned(),
     Column("digest", String(64), nullable=False),
     Column("suite", String(80), nullable=False),
     Column("suite_digest", String(64), nullable=False),
@@ -186,7 +207,8 @@ verdicts = Table(
 )
 
 replicas = Table(
-    "replicas", metadata,
+    "replicas",
+    metadata,
     Column("id", String(40), primary_key=True),
     Column("state", String(16), nullable=False),
     Column("reason", Text),
@@ -198,7 +220,8 @@ replicas = Table(
 )
 
 residency = Table(
-    "residency", metadata,
+    "residency",
+    metadata,
     Column("replica_id", String(40), primary_key=True),
     Column("engine_name", String(96), primary_key=True),
     Column("state", String(16), nullable=False),
@@ -208,7 +231,8 @@ residency = Table(
 )
 
 processes = Table(
-    "processes", metadata,
+    "processes",
+    metadata,
     Column("id", String(80), primary_key=True),
     Column("kind", String(16), nullable=False),
     Column("pid", Integer, nullable=False),
@@ -218,7 +242,8 @@ processes = Table(
 )
 
 leases = Table(
-    "leases", metadata,
+    "leases",
+    metadata,
     Column("name", String(40), primary_key=True),
     Column("holder", String(80), nullable=False),
     Column("expires_at", UTCDateTime, nullable=False),
@@ -226,13 +251,15 @@ leases = Table(
 )
 
 revisions = Table(
-    "revisions", metadata,
+    "revisions",
+    metadata,
     Column("name", String(40), primary_key=True),
     Column("value", BigInteger, nullable=False),
 )
 
 exposures = Table(
-    "exposures", metadata,
+    "exposures",
+    metadata,
     Column("request_id", String(40), primary_key=True),
     Column("project_id", String(40), nullable=False),
     Column("at", UTCDateTime, nullable=False, index=True),

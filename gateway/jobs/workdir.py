@@ -33,8 +33,15 @@ class WorkDirectory:
         with self._progress.open("a") as file:
             file.write(line.model_dump_json() + "\n")
 
-    def finish(self, token: str, *, ok: bool, error_code: str | None = None, error_message: str | None = None,
-               data: dict[str, Any] | None = None) -> None:
+    def finish(
+        self,
+        token: str,
+        *,
+        ok: bool,
+        error_code: str | None = None,
+        error_message: str | None = None,
+        data: dict[str, Any] | None = None,
+    ) -> None:
         """Leave the result, whole or not at all."""
         result = JobResult(token=token, ok=ok, error_code=error_code, error_message=error_message, data=data or {})
         temporary = self.path / "result.json.tmp"

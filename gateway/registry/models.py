@@ -34,7 +34,9 @@ class AdapterVersion(BaseModel, frozen=True):
     digest: str = Field(pattern=DIGEST_PATTERN, description="sha256 over canonical config and weights")
     manifest_digest: str = Field(pattern=DIGEST_PATTERN)
     size_bytes: int
-    parent: str | None = Field(default=None, description="name of the version it was trained on from, such as support@1")
+    parent: str | None = Field(
+        default=None, description="name of the version it was trained on from, such as support@1"
+    )
     job_id: str | None = None
     state: VersionState
     state_code: str | None = Field(default=None, description="reason code of a rejection or quarantine")

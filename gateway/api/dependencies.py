@@ -1,0 +1,133 @@
+"""What handlers ask for: the caller, a scope, a service. The caller was authenticated before FastAPI saw the request."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from ..database import Database
+from ..datasets.store import FileStore
+from ..errors import Unauthenticated
+from ..jobs.service import JobService
+from ..jobs.suites import Suites
+from ..keys import Keys, Principal
+from ..metrics import Metrics
+from ..proxy.app import PRINCIPAL, Lifecycle
+from ..registry.service import Registry
+from ..rollouts.promotion import Promotions
+from ..routing.table import RoutingTable
+from ..settings import Settings
+
+
+@dataclass(frozen=True)
+class Services:
+    """Every object that handlers use; built once, in `app.py`, and kept at `app.state.services`."""
+
+    database: Database
+    settings: Settings
+    registry: Registry
+    keys: Keys
+    routing: RoutingTable
+    promotions: Promotions
+    jobs: JobService
+    files: FileStore
+    suites: Suites
+    metrics: Metrics
+    lifecycle: Lifecycle
+
+
+# All are `async` so that FastAPI calls them in the event loop and not in a thread each.
+
+
+async def caller(request: Request) -> Principal:
+    """Who is asking. Missing only if the front were bypassed, and then nobody is let in."""
+    return _caller(request)
+
+
+def _caller(request: Request) -> Principal:
+    principal = request.scope.get(PRINCIPAL)
+    if not isinstance(principal, Principal):
+        raise Unauthenticated("this request was not authenticated")
+    return principal
+
+
+def with_scope(scope: str) -> Callable[[Request], Awaitable[Principal]]:
+    """A dependency that lets in only callers with `scope`."""
+
+    async def check(request: Request) -> Principal:
+        principal = _caller(request)
+        principal.require(scope)
+        return principal
+
+    return check
+
+
+def services(request: Request) -> Services:
+    """The services of this application."""
+    found: Services = request.app.state.services
+    return found
+
+
+Caller = Annotated[Principal, Depends(caller)]
+Admin = Annotated[Principal, Depends(with_scope("admin"))]
+Trainer = Annotated[Principal, Depends(with_scope("train"))]
+
+
+async def _database(request: Request) -> Database:
+    return services(request).database
+
+
+async def _settings(request: Request) -> Settings:
+    return services(request).settings
+
+
+async def _registry(request: Request) -> Registry:
+    return services(request).registry
+
+
+async def _keys(request: Request) -> Keys:
+    return services(request).keys
+
+
+async def _routing(request: Request) -> RoutingTable:
+    return services(request).routing
+
+
+async def _promotions(request: Request) -> Promotions:
+    return services(request).promotions
+
+
+async def _jobs(request: Request) -> JobService:
+    return services(request).jobs
+
+
+async def _files(request: Request) -> FileStore:
+    return services(request).files
+
+
+async def _suites(request: Request) -> Suites:
+    return services(request).suites
+
+
+async def _metrics(request: Request) -> Metrics:
+    return services(request).metrics
+
+
+async def _lifecycle(request: Request) -> Lifecycle:
+    return services(request).lifecycle
+
+
+DatabaseService = Annotated[Database, Depends(_database)]
+CurrentSettings = Annotated[Settings, Depends(_settings)]
+RegistryService = Annotated[Registry, Depends(_registry)]
+KeysService = Annotated[Keys, Depends(_keys)]
+RoutingService = Annotated[RoutingTable, Depends(_routing)]
+PromotionsService = Annotated[Promotions, Depends(_promotions)]
+JobsService = Annotated[JobService, Depends(_jobs)]
+FilesService = Annotated[FileStore, Depends(_files)]
+SuitesService = Annotated[Suites, Depends(_suites)]
+MetricsService = Annotated[Metrics, Depends(_metrics)]
+LifecycleService = Annotated[Lifecycle, Depends(_lifecycle)]

@@ -1,0 +1,65 @@
+"""Every error of the API in OpenAI's form. The table from class to status is `proxy.errors.STATUS`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from ..errors import GatewayError
+from ..metrics import Metrics
+from ..proxy.errors import error_body, render
+
+log = structlog.get_logger(__name__)
+
+
+def install_error_handlers(app: FastAPI, metrics: Metrics) -> None:
+    """Make every failure of a handler an answer that says what to do."""
+
+    async def unhandled(request: Request, error: Exception) -> Response:
+        log.error("handler failed", path=request.url.path, method=request.method, exc_info=error)
+        metrics.unhandled.labels("api").inc()
+        return _response(500, error_body(500, "the gateway failed; the cause is in its log", code="internal_error"))
+
+    app.add_exception_handler(GatewayError, _on_gateway_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, unhandled)
+
+
+async def _on_gateway_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, GatewayError):
+        raise error
+    status, headers, body = render(error)
+    shown = {name.decode(): value.decode() for name, value in headers if name != b"content-length"}
+    return Response(body, status_code=status, headers=shown)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RequestValidationError):
+        raise error
+    first = error.errors()[0]
+    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
+    param = ".".join(place) or None
+    message = f"{param or 'the body'}: {first['msg']}"
+    return _response(400, error_body(400, message[:500], code="invalid_request", param=param and param[:120]))
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    message, code = str(error.detail), "http_error"
+    if error.status_code == 404:
+        message, code = f"unknown URL: {request.method} {request.url.path}"[:200], "unknown_url"
+    elif error.status_code == 405:
+        message, code = f"{request.url.path} does not take {request.method}"[:200], "method_not_allowed"
+    return _response(error.status_code, error_body(error.status_code, message, code=code), error.headers)
+
+
+def _response(status: int, body: dict[str, Any], headers: Any = None) -> Response:
+    return Response(orjson.dumps(body), status_code=status, media_type="application/json", headers=headers)

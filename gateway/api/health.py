@@ -1,0 +1,133 @@
+"""Is it alive, is it ready, what does it measure, which engines answer."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from datetime import datetime
+from typing import Literal
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+from pydantic import BaseModel
+from sqlalchemy import select
+
+from .. import tables
+from ..database import Database
+from ..errors import GatewayError
+from ..metrics import Metrics
+from ..proxy.app import Lifecycle
+from ..routing.census import take_census
+from ..routing.table import RoutingTable
+from .dependencies import Caller, DatabaseService, LifecycleService, MetricsService, RoutingService
+
+router = APIRouter(tags=["Health"])
+
+# The table is followed ten times a second; a database silent for longer than this is worth telling.
+_STALE_AFTER_S = 5.0
+
+
+class Alive(BaseModel, frozen=True):
+    """The process answers."""
+
+    status: Literal["alive"] = "alive"
+
+
+class Readiness(BaseModel, frozen=True):
+    """Whether completions are served now, and what stands in the way."""
+
+    status: Literal["ready", "not_ready"]
+    reason: str | None = None
+    database: Literal["ok", "stale"]
+    engines_ready: int
+
+
+class Replica(BaseModel, frozen=True):
+    """One copy of the engine, as the controller sees it."""
+
+    id: str
+    state: str
+    reason: str | None
+    self_test: str
+    started_at: datetime | None
+    ready_adapters: list[str]
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> Alive:
+    """Always, if it answers at all."""
+    return Alive()
+
+
+@router.get("/readyz", summary="Are completions served now?", responses={503: {"model": Readiness}})
+async def readyz(response: Response, routing: RoutingService, lifecycle: LifecycleService) -> Readiness:
+    """503 while starting, while no engine is ready, and while draining."""
+    found = readiness(routing, lifecycle)
+    if found.status != "ready":
+        response.status_code = 503
+    return found
+
+
+def readiness(routing: RoutingTable, lifecycle: Lifecycle) -> Readiness:
+    """Decide from what is in memory."""
+    engines = len(routing.current.serving(None))
+    reason = None
+    if lifecycle.is_draining:
+        reason = "draining"
+    elif not routing.is_loaded:
+        reason = "no_routing_table"
+    elif not engines:
+        reason = "no_engine"
+    return Readiness(
+        status="not_ready" if reason else "ready",
+        reason=reason,
+        database="stale" if routing.age_s > _STALE_AFTER_S else "ok",
+        engines_ready=engines,
+    )
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(
+    caller: Caller, metrics: MetricsService, routing: RoutingService, database: DatabaseService
+) -> Response:
+    """In Prometheus' text format. Needs a key of any scope where the server has keys."""
+    _show_table(metrics, routing)
+    with suppress(GatewayError):  # without a database the last counts stand, and the table's age tells of it
+        await _show_census(metrics, database)
+    return Response(metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+def _show_table(metrics: Metrics, routing: RoutingTable) -> None:
+    metrics.table_revision.set(routing.current.revision)
+    metrics.table_age.set(routing.age_s)
+    metrics.table_failures.labels("refresh").set(routing.failed_refreshes)
+    metrics.table_failures.labels("save").set(routing.failed_saves)
+    metrics.table_failures.labels("refused_file").set(routing.refused_files)
+
+
+async def _show_census(metrics: Metrics, database: Database) -> None:
+    census = await take_census(database)
+    metrics.set_counts(metrics.versions, census.versions)
+    metrics.set_counts(metrics.residency, census.residency)
+    metrics.set_counts(metrics.replicas, census.replicas)
+    metrics.set_counts(metrics.jobs, census.jobs)
+    metrics.set_counts(metrics.verdicts, census.verdicts)
+
+
+@router.get("/api/replicas", summary="List engine replicas")
+async def replicas(caller: Caller, database: DatabaseService, routing: RoutingService) -> list[Replica]:
+    """Their states, and the adapters that are READY on each."""
+    table = tables.replicas
+    ready = {replica.id: sorted(replica.ready) for replica in routing.current.replicas}
+    async with database.read() as connection:
+        rows = (await connection.execute(select(table).order_by(table.c.id))).mappings().all()
+    return [
+        Replica(
+            id=row["id"],
+            state=row["state"],
+            reason=row["reason"],
+            self_test=row["self_test"],
+            started_at=row["started_at"],
+            ready_adapters=ready.get(row["id"], []),
+        )
+        for row in rows
+    ]

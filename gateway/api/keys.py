@@ -1,0 +1,61 @@
+"""API keys: made, listed and revoked by admins."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from fastapi import APIRouter, Response
+from pydantic import AwareDatetime, BaseModel, ConfigDict
+
+from ..keys import ApiKey, Scope
+from .dependencies import Admin, KeysService, RoutingService
+
+router = APIRouter(prefix="/api/keys", tags=["Keys"])
+
+
+class NewKeyRequest(BaseModel):
+    """What the key is for, and how far it reaches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    scopes: list[Scope]
+    expires_at: AwareDatetime | None = None
+
+
+class NewKey(BaseModel, frozen=True):
+    """A key with its secret, which is shown this once."""
+
+    id: str
+    name: str
+    scopes: tuple[Scope, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    key: str
+
+
+@router.get("", summary="List keys")
+async def list_keys(caller: Admin, keys: KeysService) -> list[ApiKey]:
+    """Every key, without secrets."""
+    return await keys.list(project_id=caller.project_id)
+
+
+@router.post("", status_code=201, summary="Make a key")
+async def create_key(
+    request: NewKeyRequest, response: Response, caller: Admin, keys: KeysService, routing: RoutingService
+) -> NewKey:
+    """A new key, good at once."""
+    made, raw = await keys.create(
+        request.name, request.scopes, actor=caller.actor, project_id=caller.project_id, expires_at=request.expires_at
+    )
+    await routing.refresh()
+    response.headers["cache-control"] = "no-store"
+    return NewKey(**made.model_dump(include=set(NewKey.model_fields) - {"key"}), key=raw)
+
+
+@router.delete("/{key_id}", summary="Revoke a key")
+async def revoke_key(key_id: str, caller: Admin, keys: KeysService, routing: RoutingService) -> ApiKey:
+    """The key is useless from now on."""
+    revoked = await keys.revoke(key_id, caller.actor, project_id=caller.project_id)
+    await routing.refresh()
+    return revoked

@@ -1,0 +1,142 @@
+"""Routes: where a name's traffic goes, and the moves of it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..keys import Principal
+from ..rollouts.promotion import Moved
+from ..routing.models import Route, Variant
+from ..routing.store import get_route, list_routes
+from ..routing.table import RoutingTable
+from .dependencies import Admin, Caller, DatabaseService, PromotionsService, RoutingService
+
+router = APIRouter(prefix="/api/routes", tags=["Routes"])
+
+
+class VariantsRequest(BaseModel):
+    """How to split the traffic."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    variants: list[Variant]
+    expected_revision: int | None = Field(default=None, description="refuse if the route has moved since")
+    reason: str | None = None
+
+
+class GatesRequest(BaseModel):
+    """Which suites a version must pass."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    suites: list[str]
+    expected_revision: int | None = None
+    reason: str | None = None
+
+
+class CandidateRequest(BaseModel):
+    """Which version comes next; null for none."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str | None
+    expected_revision: int | None = None
+    reason: str | None = None
+
+
+class PromoteRequest(BaseModel):
+    """What to send all traffic to; without a target the candidate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    target: str | None = None
+    force: bool = False
+    reason: str | None = None
+    expected_revision: int | None = None
+
+
+class RollbackRequest(BaseModel):
+    """Where to go back to; without `to` the version that was stable before."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    to: str | None = None
+    force: bool = False
+    reason: str | None = None
+    expected_revision: int | None = None
+
+
+@router.get("", summary="List routes")
+async def all_routes(caller: Caller, database: DatabaseService) -> list[Route]:
+    """Every route of the caller's project."""
+    async with database.read() as connection:
+        return await list_routes(connection, project_id=caller.project_id)
+
+
+@router.get("/{name}", summary="Look a route up")
+async def one_route(name: str, caller: Caller, database: DatabaseService) -> Route:
+    """The route as it is now."""
+    async with database.read() as connection:
+        return await get_route(connection, name, project_id=caller.project_id)
+
+
+@router.put("/{name}/variants", summary="Split traffic between variants")
+async def set_variants(name: str, request: VariantsRequest, caller: Admin, promotions: PromotionsService) -> Route:
+    """Sticky: units move only as far as the weights make them."""
+    return await promotions.set_variants(
+        name,
+        request.variants,
+        expected_revision=request.expected_revision,
+        reason=request.reason,
+        principal=caller,
+    )
+
+
+@router.put("/{name}/candidate", summary="Name the version that comes next")
+async def set_candidate(name: str, request: CandidateRequest, caller: Admin, promotions: PromotionsService) -> Route:
+    """Engines load it; traffic stays where it is."""
+    return await promotions.set_candidate(
+        name, request.target, expected_revision=request.expected_revision, reason=request.reason, principal=caller
+    )
+
+
+@router.put("/{name}/gates", summary="Name the suites a version must pass")
+async def set_gates(name: str, request: GatesRequest, caller: Admin, promotions: PromotionsService) -> Route:
+    """From now on; what is stable stays so."""
+    return await promotions.set_gates(
+        name, request.suites, expected_revision=request.expected_revision, reason=request.reason, principal=caller
+    )
+
+
+@router.post("/{name}/promote", summary="Send all traffic to a version")
+async def promote(name: str, request: PromoteRequest, caller: Admin, promotions: PromotionsService) -> Moved:
+    """Needs passed gates, or `force` and a reason."""
+    return await promotions.promote(
+        name,
+        request.target,
+        force=request.force,
+        reason=request.reason,
+        principal=caller,
+        expected_revision=request.expected_revision,
+    )
+
+
+@router.post("/{name}/rollback", summary="Send all traffic back")
+async def rollback(
+    name: str, request: RollbackRequest, caller: Admin, promotions: PromotionsService, routing: RoutingService
+) -> Moved:
+    """A flip of pointers, bound to the route as it was when this request came in."""
+    return await promotions.rollback(
+        name,
+        to=request.to,
+        force=request.force,
+        reason=request.reason,
+        principal=caller,
+        expected_revision=request.expected_revision or _revision_now(routing, name, caller),
+    )
+
+
+def _revision_now(routing: RoutingTable, name: str, caller: Principal) -> int | None:
+    route = routing.current.routes.get(name)
+    return route.revision if route is not None and route.project_id == caller.project_id else None

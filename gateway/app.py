@@ -1,0 +1,311 @@
+"""The gateway: data plane and API in one process. `python -m gateway.app --home DIR`.
+
+Builds every object and passes it on; what runs besides requests (the routing table's loop, the recorder's) starts and
+stops with the application.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import ipaddress
+import logging
+import socket
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import structlog
+import uvicorn
+import uvloop
+from fastapi import FastAPI
+
+from .api import adapters, audit, evaluations, files, fine_tuning, health, jobs, keys, models, routes
+from .api.dependencies import Services
+from .api.errors import install_error_handlers
+from .database import Database, sqlite_file
+from .datasets.store import FileStore
+from .engine.client import EngineClients
+from .errors import GatewayError, Invalid, Unavailable
+from .jobs.service import JobService
+from .jobs.suites import Suites
+from .keys import Keys, load_pepper
+from .metrics import Metrics
+from .migrations.run import migrate
+from .proxy.app import Front, Lifecycle
+from .proxy.authentication import Authenticator
+from .proxy.completions import Completions
+from .proxy.cutting import Timeouts
+from .proxy.fields import Bounds
+from .proxy.recorder import Recorder
+from .registry.base_family import BaseFamily, load_base_family
+from .registry.service import Registry
+from .rollouts.promotion import Promotions
+from .routing.store import create_route_for
+from .routing.table import RoutingTable, Snapshot, SnapshotBase
+from .settings import Settings, load_settings
+
+log = structlog.get_logger(__name__)
+
+_KEEP_ALIVE_S = 75
+_STOP_TIMEOUT_S = 10.0
+_CLOSE_TIMEOUT_S = 5
+# A peer that takes no byte for this long is cut off by the kernel, buffers and all.
+_TCP_USER_TIMEOUT_MS = 60_000
+
+
+class Gateway:
+    """Every object of the process, and the ASGI application `front` over them."""
+
+    def __init__(self, settings: Settings, *, timeouts: Timeouts | None = None) -> None:
+        check_host(settings)
+        settings.prepare_directories()
+        pepper = load_pepper(settings)
+        base = load_base_family(settings.base_model.name, settings.base_model.path)
+        self.settings = settings
+        self.lifecycle = Lifecycle()
+        self.metrics = Metrics()
+        self.database = Database(settings.database, must_exist=True)
+        self.keys = Keys(self.database, pepper)
+        self.table = RoutingTable(self.database, settings.snapshot_path, {base.name: _snapshot_base(base, settings)})
+        self.engines = EngineClients()
+        self.recorder = Recorder(self.database, self.metrics)
+        self.table.on_change(self._forget_old_engines)
+        self.completions = Completions(
+            self.table,
+            self.engines,
+            self.recorder,
+            self.metrics,
+            bounds=Bounds(base.vocab_size, settings.engine.max_model_len),
+            secret=pepper,
+            max_body_bytes=settings.limits.request_bytes,
+            timeouts=timeouts or Timeouts(request_s=settings.limits.request_timeout_s),
+        )
+        self.services = self._build_services(base)
+        self.api = build_api(self.services)
+        self.front = Front(
+            self.api,
+            self.completions,
+            Authenticator(self.table, pepper, allow_anonymous=settings.auth == "none"),
+            self.lifecycle,
+            self.metrics,
+            max_body_bytes=settings.limits.request_bytes,
+            loopback_only=settings.auth == "none",
+            on_start=self.start,
+            on_stop=self.stop,
+        )
+        self._loops: list[asyncio.Task[None]] = []
+
+    def _build_services(self, base: BaseFamily) -> Services:
+        suites = Suites(self.settings)
+        file_store = FileStore(self.database, self.settings)
+        registry = Registry(self.database, self.settings, base, on_publish=(create_route_for,))
+        return Services(
+            database=self.database,
+            settings=self.settings,
+            registry=registry,
+            keys=self.keys,
+            routing=self.table,
+            promotions=Promotions(self.database, suites=suites, on_moved=self.table.refresh),
+            jobs=JobService(self.database, self.settings, registry, file_store, suites),
+            files=file_store,
+            suites=suites,
+            metrics=self.metrics,
+            lifecycle=self.lifecycle,
+        )
+
+    async def start(self) -> None:
+        """Open the database, or go on from the saved table without it; then follow the one and fill the other."""
+        try:
+            await self._open_database()
+        except Unavailable as error:
+            if not self.table.load_saved():
+                raise
+            log.error("serving from the saved routing table", error=error.message, revision=self.table.current.revision)
+        self._loops = [asyncio.create_task(self.table.run()), asyncio.create_task(self.recorder.run())]
+        gc.collect()
+        gc.freeze()  # what lives as long as the process need not be looked through again and again
+        log.info("gateway is up", url=self.settings.url, auth=self.settings.auth)
+
+    async def _open_database(self) -> None:
+        file = sqlite_file(self.settings.database)
+        if file is not None and not file.exists() and self.settings.snapshot_path.exists():
+            # It was there when the table was saved. An empty one in its place would forget every key and adapter.
+            raise Unavailable(
+                f"the database {file} is gone; put it back, or remove {self.settings.snapshot_path} to begin anew",
+                code="database_lost",
+            )
+        await migrate(self.settings)
+        if self.settings.auth == "keys":
+            _show_once(await self.keys.create_first())
+        await self.table.refresh()
+
+    async def stop(self) -> None:
+        """Store what waits to be stored, close what is open."""
+        self.recorder.stop()
+        for loop in self._loops[:1]:
+            loop.cancel()
+        _, late = await asyncio.wait(self._loops, timeout=_STOP_TIMEOUT_S) if self._loops else (set(), set())
+        for loop in late:
+            loop.cancel()
+        if self.recorder.queued:
+            log.error("exposures lost: the database could not take them", count=self.recorder.queued)
+        await self.engines.close()
+        await self.database.close()
+        log.info("gateway is down")
+
+    def _forget_old_engines(self, snapshot: Snapshot) -> None:
+        self.engines.keep_only((replica.id, replica.socket, replica.epoch) for replica in snapshot.replicas)
+
+
+def _snapshot_base(base: BaseFamily, settings: Settings) -> SnapshotBase:
+    return SnapshotBase(base.name, base.digest, base.vocab_size, settings.engine.max_model_len)
+
+
+def _show_once(raw: str | None) -> None:
+    if raw is not None:
+        sys.stdout.write(f"\nAdmin key, shown this once: {raw}\n  export TURNOUT_API_KEY={raw}\n\n")
+        sys.stdout.flush()
+
+
+def check_host(settings: Settings) -> None:
+    """Refuse to serve without keys where others can connect."""
+    if settings.auth == "keys" or settings.host == "localhost":
+        return
+    try:
+        is_loopback = ipaddress.ip_address(settings.host).is_loopback
+    except ValueError:
+        is_loopback = False
+    if not is_loopback:
+        raise Invalid(
+            f"auth is `none` and host is {settings.host!r}, which others can reach: set host to 127.0.0.1, or auth to `keys`",
+            code="auth_required",
+            param="host",
+        )
+
+
+def build_api(services: Services) -> FastAPI:
+    """Everything but the completions."""
+    api = FastAPI(title="Turnout", version="0.1.0", redoc_url=None, redirect_slashes=False)
+    api.state.services = services
+    install_error_handlers(api, services.metrics)
+    for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, health):
+        api.include_router(module.router)
+    return api
+
+
+def create_app(settings: Settings) -> Front:
+    """The ASGI application; it starts and stops its loops by the lifespan protocol."""
+    return Gateway(settings).front
+
+
+class GatewayServer(uvicorn.Server):
+    """uvicorn that drains first: asked to stop, it refuses new requests and lets the open ones finish, up to a limit."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__(_uvicorn_config(gateway))
+        self._gateway = gateway
+        self._drain_until: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal drains, the second stops, the third stops at once."""
+        if self._drain_until is not None:
+            super().handle_exit(sig, frame)
+            return
+        self._gateway.lifecycle.is_draining = True
+        self._drain_until = time.monotonic() + self._gateway.settings.drain_timeout_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: has everything been answered?"""
+        if self._drain_until is not None and not self.should_exit:
+            if self._gateway.lifecycle.in_flight == 0:
+                self.should_exit = True
+            elif time.monotonic() >= self._drain_until:
+                self._gateway.completions.cut_all("shutdown")
+                self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _uvicorn_config(gateway: Gateway) -> uvicorn.Config:
+    settings = gateway.settings
+    return uvicorn.Config(
+        gateway.front,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        log_config=None,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
+    )
+
+
+def listening_socket(settings: Settings) -> socket.socket:
+    """The bound socket; `Invalid` that says what to do when the address is taken."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
+    try:
+        bound.bind((settings.host, settings.port))
+    except OSError as error:
+        bound.close()
+        raise Invalid(
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set TURNOUT_PORT to a free port",
+            code="address_in_use",
+            param="port",
+        ) from error
+    return bound
+
+
+async def serve_gateway(settings: Settings) -> None:
+    """Serve until told to stop. Raises `Invalid` when it cannot start."""
+    listening = listening_socket(settings)
+    try:
+        server = GatewayServer(Gateway(settings))
+        await server.serve(sockets=[listening])
+    finally:
+        listening.close()
+    if not server.started:
+        raise Unavailable("the gateway did not start; the cause is in its log", code="not_started")
+
+
+def configure_logging(settings: Settings) -> None:
+    """Events with fields, on standard error."""
+    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(bool_as_flag=False),
+        ],
+    )
+    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)
+
+
+def main() -> None:
+    """Entry of the process."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.app", description="Serve data plane and API.")
+    parser.add_argument("--home", type=Path, help="where the state lives; default: TURNOUT_HOME")
+    arguments = parser.parse_args()
+    try:
+        settings = load_settings(**({"home": arguments.home} if arguments.home else {}))
+        configure_logging(settings)
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve_gateway(settings))
+    except GatewayError as error:
+        sys.exit(f"gateway: {error.message}")
+
+
+if __name__ == "__main__":
+    main()

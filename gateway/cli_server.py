@@ -1,0 +1,158 @@
+"""`turnout serve`, `turnout doctor`, `turnout status`, `turnout chat`: the server itself."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+import typer
+from rich.console import Group
+from rich.text import Text
+
+from .cli_console import ExitCode, Session, poll, session, settings_of, short, table
+from .cli_jobs import jobs_table
+from .cli_routes import routes_table
+from .client import Client
+from .client_models import Completion
+from .doctor import Check, examine
+from .errors import GatewayError
+from .settings import Settings, load_settings
+
+READY_TIMEOUT_S = 600.0
+
+
+def serve(
+    home: Path | None = typer.Option(None, help="Where database, adapters and jobs live. [TURNOUT_HOME]"),
+    host: str | None = typer.Option(None, help="Address to listen on; without keys only loopback. [TURNOUT_HOST]"),
+    port: int | None = typer.Option(None, min=0, max=65535, help="Port of the gateway. [TURNOUT_PORT]"),
+    auth: Literal["keys", "none"] | None = typer.Option(None, help="`none`: no keys, loopback only. [TURNOUT_AUTH]"),
+    base_model_path: Path | None = typer.Option(None, help="Base model's folder. [TURNOUT_BASE_MODEL__PATH]"),
+    base_model_name: str | None = typer.Option(None, help="What requests call it. [TURNOUT_BASE_MODEL__NAME]"),
+) -> None:
+    """Run gateway, controller and engine until Ctrl-C. The first start with keys prints one admin key, once.
+
+    Everything else is set in HOME/turnout.yaml or by TURNOUT_* variables: docs/reference/configuration.md.
+    """
+    chosen = {
+        "TURNOUT_HOME": home.expanduser().resolve() if home else None,
+        "TURNOUT_HOST": host,
+        "TURNOUT_PORT": port,
+        "TURNOUT_AUTH": auth,
+        "TURNOUT_BASE_MODEL__PATH": base_model_path.expanduser().resolve() if base_model_path else None,
+        "TURNOUT_BASE_MODEL__NAME": base_model_name,
+    }
+    os.environ.update({name: str(value) for name, value in chosen.items() if value is not None})
+    settings = load_settings()
+    _check_base_model(settings)
+    sys.stdout.flush()
+    argv = [sys.executable, "-m", "gateway.supervisor", "--home", str(settings.home)]
+    os.execv(argv[0], argv)  # noqa: S606 - the supervisor takes this process over: one less between it and Ctrl-C
+
+
+def _check_base_model(settings: Settings) -> None:
+    path = settings.base_model.path
+    if not (path / "config.json").is_file():
+        raise GatewayError(
+            f"base model {settings.base_model.name!r}: {path} has no config.json; run `make base-model`, or set "
+            "--base-model-path to a folder in Hugging Face format",
+            code="no_base_model",
+        )
+
+
+def doctor(context: typer.Context, home: Path | None = typer.Option(None, help="Home directory to look at.")) -> None:
+    """Say what this machine can do and what is missing, each line with its remedy. Exit 1 when something is missing."""
+    shell = session(context)
+    checks = examine(settings_of(home))
+    shell.show([vars(check) for check in checks], lambda: _diagnosis(checks))
+    if any(check.state == "missing" for check in checks):
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _diagnosis(checks: list[Check]) -> Group:
+    marks = {"ok": ("ok", "green"), "warning": ("look", "yellow"), "missing": ("MISSING", "red")}
+    rows = [
+        (Text(*marks[check.state]), check.name, check.found, check.remedy if check.state != "ok" else " ")
+        for check in checks
+    ]
+    bad = sum(check.state == "missing" for check in checks)
+    last = f"[red]{bad} missing.[/]" if bad else "[green]Ready.[/] Next: turnout serve"
+    return Group(table(None, ("", "WHAT", "FOUND", "REMEDY"), rows), "", Text.from_markup(last))
+
+
+def status(
+    context: typer.Context,
+    wait: bool = typer.Option(False, "--wait", help="Until the engine takes requests."),
+    timeout: float = typer.Option(READY_TIMEOUT_S, help="Seconds that --wait has."),
+) -> None:
+    """One screen: engines, adapters, routes, jobs. Exit 1 when requests are not served."""
+    shell = session(context)
+    with shell.client() as client:
+        if wait:
+            _wait_ready(shell, client, timeout)
+        ready = client.is_ready()
+        replicas, adapters, routes = client.replicas(), client.adapters(), client.routes()
+        running = [job for job in client.jobs() if not job.is_final]
+    data = {
+        "url": client.url,
+        "ready": ready,
+        "replicas": replicas,
+        "adapters": adapters,
+        "routes": routes,
+        "jobs": running,
+    }
+    states: dict[str, int] = {}
+    for adapter in adapters:
+        for version in adapter.versions:
+            states[version.state] = states.get(version.state, 0) + 1
+    head = Text.assemble((client.url, "bold"), "  ", ("serving", "green") if ready else ("not serving yet", "red"))
+    engines = [(replica.id, replica.state, replica.self_test, replica.reason) for replica in replicas]
+    counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
+    shell.show(
+        data,
+        lambda: Group(
+            head,
+            "",
+            table(None, ("ENGINE", "STATE", "SELF-TEST", "REASON"), engines),
+            "",
+            f"Adapter versions: {counted}",
+            "",
+            routes_table(routes),
+            "",
+            jobs_table(running) if running else "No job is running.",
+        ),
+    )
+    if not ready:
+        raise typer.Exit(ExitCode.FAILED)
+
+
+def _wait_ready(shell: Session, client: Client, timeout_s: float) -> None:
+    with shell.waiting(f"Waiting for {client.url} (the engine takes about a minute to start)"):
+        if poll(lambda: True if client.is_ready() else None, timeout_s=timeout_s) is None:
+            raise GatewayError(
+                f"{client.url} serves no requests after {timeout_s:.0f} s; `turnout doctor` says what is missing, and the logs "
+                "are in the server's home under logs/",
+                code="not_ready",
+            )
+
+
+def chat(
+    context: typer.Context,
+    model: str = typer.Argument(help="Route (support), version (support@1) or base model."),
+    text: str = typer.Argument(help="What to say."),
+    system: str | None = typer.Option(None, help="System prompt."),
+    user: str | None = typer.Option(None, help="Who asks: the same user gets the same arm of a route."),
+    max_tokens: int = typer.Option(128, min=1, help="Longest answer."),
+    temperature: float = typer.Option(0.0, min=0, max=2, help="0: always the likeliest token."),
+) -> None:
+    """Send one chat turn; print the answer, and which weights gave it."""
+    shell = session(context)
+    with shell.client() as client:
+        answer = client.chat(model, text, system=system, user=user, max_tokens=max_tokens, temperature=temperature)
+    shell.show(answer, lambda: _answered(answer))
+
+
+def _answered(answer: Completion) -> Group:
+    proof = f"route {answer.route}  variant {answer.variant}  version {answer.version}  digest {short(answer.digest)}"
+    return Group(Text(answer.text), Text(f"{proof}  request {answer.request_id}", style="dim"))

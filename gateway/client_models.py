@@ -1,0 +1,195 @@
+"""What a server says, as the client sees it. Only `gateway.client` builds these."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Answer(BaseModel):
+    """Something the server said. Fields of a newer server are kept, not refused."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", protected_namespaces=())
+
+
+class Residency(Answer):
+    """One version on one replica of the engine."""
+
+    replica_id: str
+    state: str
+    code: str | None = None
+    reason: str | None = None
+
+
+class Verdict(Answer):
+    """The outcome of a gate for one digest."""
+
+    suite: str
+    verdict: str
+    reason: str = ""
+    baseline: str | None = None
+    looks: int | None = None
+    job_id: str | None = None
+
+
+class Version(Answer):
+    """One immutable version of an adapter, where it is loaded and what its gates said."""
+
+    full_name: str  # support@3
+    adapter: str
+    version: int
+    digest: str
+    base_model: str
+    rank: int
+    size_bytes: int
+    state: str
+    state_code: str | None = None
+    state_reason: str | None = None
+    parent: str | None = None
+    job_id: str | None = None
+    promoted_at: datetime | None = None
+    rolled_back_at: datetime | None = None
+    created_at: datetime
+    created_by: str
+    residency: tuple[Residency, ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
+    manifest: dict[str, Any] | None = None
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether some replica answers with it at once."""
+        return any(place.state == "ready" for place in self.residency)
+
+
+class Adapter(Answer):
+    """A named fine-tune and its versions, oldest first."""
+
+    name: str
+    created_at: datetime
+    created_by: str
+    versions: tuple[Version, ...] = ()
+
+
+class Variant(Answer):
+    """One arm of a route."""
+
+    target: str
+    weight: int
+
+
+class Route(Answer):
+    """Where a name's traffic goes."""
+
+    name: str
+    revision: int
+    stable: str
+    previous: str
+    candidate: str | None = None
+    variants: tuple[Variant, ...]
+    gates: tuple[str, ...] = ()
+    updated_at: datetime
+    updated_by: str
+
+
+class Moved(Answer):
+    """A promotion or rollback that took place."""
+
+    route: Route
+    moved_from: str
+    moved_to: str
+    revision: int
+    took_ms: float
+    needs_load: bool = False
+
+
+class Job(Answer):
+    """A fine-tuning, verification or evaluation job."""
+
+    id: str
+    kind: str
+    state: str
+    spec: dict[str, Any] = Field(default_factory=dict)
+    result: dict[str, Any] | None = None
+    error_code: str | None = None
+    error_message: str | None = None
+    attempt: int = 0
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether it can still change."""
+        return self.state in ("succeeded", "failed", "cancelled")
+
+
+class JobEvent(Answer):
+    """A line that a job said."""
+
+    id: str
+    at: datetime
+    level: str
+    message: str
+    data: dict[str, Any] | None = None
+
+
+class Suite(Answer):
+    """A set of tasks that a version can be evaluated on."""
+
+    name: str
+    digest: str
+
+
+class Key(Answer):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None = None
+    revoked_at: datetime | None = None
+
+
+class NewKey(Answer):
+    """A key that was just made; `key` is its secret and is never shown again."""
+
+    id: str
+    name: str
+    scopes: tuple[str, ...]
+    key: str
+
+
+class AuditEntry(Answer):
+    """Who changed what, when and why."""
+
+    at: datetime
+    actor: str
+    action: str
+    subject: str
+    before: Any = None
+    after: Any = None
+    reason: str | None = None
+
+
+class Replica(Answer):
+    """One copy of the engine."""
+
+    id: str
+    state: str
+    reason: str | None = None
+    self_test: str | None = None
+
+
+class Completion(Answer):
+    """An answer to one chat, and which weights gave it."""
+
+    text: str
+    route: str
+    variant: str
+    version: str
+    digest: str
+    request_id: str
+    usage: dict[str, Any] | None = None

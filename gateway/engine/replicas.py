@@ -1,0 +1,403 @@
+"""The life of one engine replica: started, tested, serving, found dead or hung, started again."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal, assert_never
+
+import structlog
+from sqlalchemy import RowMapping, delete, insert, select, update
+
+from .. import tables
+from ..database import Database, bump_revision, now
+from ..errors import GatewayError
+from ..registry.models import ReplicaState
+from ..registry.service import Registry
+from ..settings import EngineSettings, Settings
+from .admin import EngineAdmin, EngineRefused, EngineUnreachable, NotFinite
+from .fleet import Fleet
+from .models import ReplicaProcess, ReplicaSpec
+from .probe import Fault, Prober
+from .reconciler import Converger, LoadLedger, Poisoned, Session, StaleEpoch
+from .self_test import run_self_test, write_adapter
+
+log = structlog.get_logger(__name__)
+
+MAX_BACKOFF_S = 60.0
+# An engine that served this long before it died did not die of its start.
+STABLE_AFTER_S = 120.0
+# Deaths of the engine during a version's load or probe before the version is held to be the cause.
+MAX_SUSPICIONS = 2
+_CANARY_TOKEN = 1
+# A controller that was itself stopped for longer than this knows nothing of the engine's silence.
+_MAX_GAP_S = 3.0
+_IDLE_S = 0.25
+
+
+# ---- Deciding -------------------------------------------------------------------------------------------------------
+
+Health = Literal["unknown", "healthy", "dead", "silent"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """All that a decision about a replica rests on. Durations are monotonic."""
+
+    state: ReplicaState
+    process: Literal["running", "exited", "absent"]
+    exit_code: int | None = None
+    health: Health = "unknown"
+    age_s: float = 0.0  # of the process
+    silent_s: float = 0.0  # since it last proved that its core works
+    wait_s: float = 0.0  # left of the pause before the next start
+    is_tested: bool = False
+    is_restored: bool = False
+    fault: str | None = None  # found by the self-test or a probe; only a restart helps
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now, and why."""
+
+    step: Literal["wait", "start", "test", "serve", "fail"]
+    reason: str = ""
+
+
+WAIT = Decision("wait")
+
+
+def decide(seen: Sight, engine: EngineSettings) -> Decision:
+    """Choose the replica's next step. Reads no clock; safe to call twice."""
+    match seen.state:
+        case ReplicaState.STOPPED | ReplicaState.FAILED:
+            return WAIT if seen.wait_s > 0 else Decision("start")
+        case ReplicaState.STARTING:
+            if gone := _gone(seen):
+                return Decision("fail", gone)
+            if seen.health == "healthy":
+                return Decision("test")
+            if seen.age_s > engine.start_timeout_s:
+                return Decision("fail", f"not healthy {seen.age_s:.0f} s after its start")
+            return WAIT
+        case ReplicaState.TESTING | ReplicaState.READY:
+            if broken := _gone(seen) or _broken(seen, engine):
+                return Decision("fail", broken)
+            if seen.state is ReplicaState.TESTING and seen.is_tested and seen.is_restored:
+                return Decision("serve")
+            return WAIT
+        case unreachable:
+            assert_never(unreachable)
+
+
+def _gone(seen: Sight) -> str | None:
+    if seen.process == "running":
+        return None
+    code = "" if seen.exit_code is None else f" with {seen.exit_code}"
+    return f"the engine's process ended{code}"
+
+
+def _broken(seen: Sight, engine: EngineSettings) -> str | None:
+    if seen.fault is not None:
+        return seen.fault
+    if seen.health == "dead":
+        return "the engine says that its core is dead"
+    if seen.silent_s > engine.hang_timeout_s:
+        return f"the engine did no work for {seen.silent_s:.0f} s though it was asked to"
+    return None
+
+
+def backoff_s(failures: int) -> float:
+    """Pause before the next start: none after a first death, then 1, 2, 4, ... seconds up to the cap."""
+    return 0.0 if failures <= 1 else min(MAX_BACKOFF_S, 2.0 ** min(failures - 2, 16))
+
+
+# ---- Acting ---------------------------------------------------------------------------------------------------------
+
+
+class Pulse:
+    """Keeps asking one engine for a sign of life. Its server answering is not enough: the core must do work."""
+
+    def __init__(self, admin: EngineAdmin, engine: EngineSettings) -> None:
+        self._admin = admin
+        self._engine = engine
+        self.health: Health = "unknown"
+        self.last_work = time.monotonic()
+        self.watches_core = False
+
+    def forgive(self) -> None:
+        """Begin to count silence anew."""
+        self.last_work = time.monotonic()
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        next_canary = 0.0
+        while True:
+            await self._look()
+            if self.watches_core and self.health == "healthy" and time.monotonic() >= next_canary:
+                await self._canary()
+                next_canary = time.monotonic() + self._engine.hang_timeout_s / 5
+            await asyncio.sleep(self._engine.health_interval_s)
+
+    async def _look(self) -> None:
+        try:
+            answer = await self._admin.is_healthy(self._engine.hang_timeout_s / 2)
+            self.health = "healthy" if answer else "dead"
+        except EngineUnreachable:
+            self.health = "silent"
+
+    async def _canary(self) -> None:
+        """One token of the base model. Behind a long queue it comes late: then others' tokens are the sign of life."""
+        timeout_s = self._engine.hang_timeout_s / 2
+        asked = self._admin.generate(self._admin.base_model, [_CANARY_TOKEN], max_tokens=1, timeout_s=timeout_s)
+        canary = asyncio.create_task(asked)
+        try:
+            done, _ = await asyncio.wait({canary}, timeout=timeout_s / 5)
+            before = None if done else await self._work_done()
+            await canary
+        except GatewayError:
+            after = await self._work_done()
+            if after is None or after == before:
+                return
+        finally:
+            canary.cancel()
+        self.last_work = time.monotonic()
+
+    async def _work_done(self) -> float | None:
+        try:
+            return await self._admin.work_done(self._engine.hang_timeout_s / 5)
+        except EngineUnreachable:
+            return None
+
+
+class ReplicaKeeper:
+    """Keeps one replica alive and filled. `tick` often; everything slow runs beside it."""
+
+    def __init__(
+        self, database: Database, settings: Settings, registry: Registry, fleet: Fleet, spec: ReplicaSpec
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._registry = registry
+        self._fleet = fleet
+        self._spec = spec
+        self._converger = Converger(database, settings, registry)
+        self._state = ReplicaState.STOPPED
+        self._epoch = ""
+        self._started_at = self._served_at = self._not_before = self._ticked_at = 0.0
+        self._failures = 0
+        self._suspicions: Counter[str] = Counter()
+        self._admin: EngineAdmin | None = None
+        self._pulse: Pulse | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._is_tested = self._is_restored = False
+        self._fault: str | None = None
+
+    async def start(self) -> None:
+        """Take over what an earlier controller left: a running engine goes on serving, untouched."""
+        process = await self._look()
+        row = await self._row()
+        if process.state != "running" or row is None or row["epoch"] != process.epoch:
+            return
+        same = await self._fleet.ensure(self._spec)
+        if same.epoch != process.epoch:  # its arguments are others now
+            await self._begin(same.epoch)
+            return
+        self._state, self._epoch = ReplicaState(row["state"]), process.epoch
+        self._is_tested = row["self_test"] in ("passed", "skipped")
+        if self._state in (ReplicaState.FAILED, ReplicaState.STOPPED):
+            await self._fleet.stop(self._spec.id, grace_s=0)
+            return
+        log.info("engine adopted", replica=self._spec.id, epoch=self._epoch, state=self._state)
+        self._served_at = time.monotonic()
+        self._watch()
+
+    async def close(self) -> None:
+        """Stop looking; the engine goes on."""
+        tasks, self._tasks = self._tasks, []
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._admin is not None:
+            await self._admin.close()
+            self._admin = None
+
+    async def tick(self) -> None:
+        """One look and at most one step."""
+        seen = self._sight(await self._look())
+        decision = decide(seen, self._settings.engine)
+        match decision.step:
+            case "wait":
+                if self._state is ReplicaState.READY and time.monotonic() - self._served_at > STABLE_AFTER_S:
+                    self._failures = 0
+            case "start":
+                await self._start_process()
+            case "test":
+                await self._set_state(ReplicaState.TESTING, self_test="running")
+                self._begin_work()
+            case "serve":
+                await self._set_state(ReplicaState.READY)
+                self._served_at = time.monotonic()
+                log.info("engine ready", replica=self._spec.id, after_s=round(seen.age_s, 1))
+            case "fail":
+                await self._fail(decision.reason)
+            case unreachable:
+                assert_never(unreachable)
+
+    def _sight(self, process: ReplicaProcess) -> Sight:
+        clock = time.monotonic()
+        pulse = self._pulse
+        if pulse is not None and clock - self._ticked_at > _MAX_GAP_S:
+            pulse.forgive()
+        self._ticked_at = clock
+        return Sight(
+            state=self._state,
+            process=process.state if process.epoch == self._epoch else "exited",
+            exit_code=process.exit_code,
+            health=pulse.health if pulse else "unknown",
+            age_s=clock - self._started_at,
+            silent_s=clock - pulse.last_work if pulse and pulse.watches_core else 0.0,
+            wait_s=max(0.0, self._not_before - clock),
+            is_tested=self._is_tested,
+            is_restored=self._is_restored,
+            fault=self._fault,
+        )
+
+    async def _start_process(self) -> None:
+        try:
+            process = await self._fleet.ensure(self._spec)
+        except GatewayError as error:
+            await self._fail(error.message)
+            return
+        await self._begin(process.epoch)
+
+    async def _begin(self, epoch: str) -> None:
+        """A new process: whatever the table says of the old one's adapters is wrong from now on."""
+        table, rid = tables.replicas, self._spec.id
+        async with self._database.write() as connection:
+            await connection.execute(delete(tables.residency).where(tables.residency.c.replica_id == rid))
+            await connection.execute(delete(table).where(table.c.id == rid))
+            await connection.execute(
+                insert(table).values(
+                    id=rid,
+                    state=ReplicaState.STARTING,
+                    reason=None,
+                    started_at=now(),
+                    socket=self._spec.socket,
+                    epoch=epoch,
+                    self_test="pending",
+                    revision=0,
+                )
+            )
+            await bump_revision(connection)
+        self._state, self._epoch = ReplicaState.STARTING, epoch
+        self._is_tested = self._is_restored = False
+        self._fault = None
+        log.info("engine started", replica=rid, epoch=epoch)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Look after the process of the present epoch."""
+        self._started_at = self._ticked_at = time.monotonic()
+        self._admin = EngineAdmin(self._spec.socket, self._settings.base_model.name)
+        self._pulse = Pulse(self._admin, self._settings.engine)
+        self._tasks = [asyncio.create_task(self._pulse.run(), name="pulse")]
+        if self._state in (ReplicaState.TESTING, ReplicaState.READY):
+            self._begin_work()
+
+    def _begin_work(self) -> None:
+        if self._admin is None or self._pulse is None:
+            raise RuntimeError("work on an engine that nobody watches")
+        self._pulse.watches_core = True
+        self._pulse.forgive()
+        ledger = LoadLedger(self._settings.run_dir / f"{self._spec.id}.loads", self._epoch)
+        session = Session(self._spec.id, self._epoch, self._admin, Prober(self._admin), ledger)
+        self._tasks.append(asyncio.create_task(self._work(session), name="converge"))
+
+    async def _work(self, session: Session) -> None:
+        """Self-test once, then converge for ever."""
+        while True:
+            try:
+                if not self._is_tested:
+                    await self._self_test(session)
+                    continue
+                progress = await self._converger.converge(session)
+                self._is_restored = self._is_restored or progress.is_restored
+                if not progress.is_idle:
+                    continue
+            except Poisoned as error:
+                self._fault = error.message
+                return
+            except StaleEpoch:
+                return
+            except GatewayError as error:
+                log.warning("adapters not converged; trying again", replica=session.replica_id, error=error.message)
+            except Exception:
+                log.exception("adapters not converged; trying again", replica=session.replica_id)
+            if self._fault is not None:
+                return
+            await asyncio.sleep(_IDLE_S)
+
+    async def _self_test(self, session: Session) -> None:
+        if not self._settings.engine.self_test:
+            await self._set_state(self._state, self_test="skipped")
+            self._is_tested = True
+            return
+        began = time.monotonic()
+        shapes = self._registry.base.module_shapes
+        directory = await asyncio.to_thread(write_adapter, self._settings.home / "selftest", shapes)
+        try:
+            fault = await run_self_test(session.admin, directory, self._settings.engine.max_loras)
+        except (EngineRefused, NotFinite) as error:
+            fault = Fault(code="self_test_failed", reason=error.message)
+        await self._set_state(self._state, self_test="failed" if fault else "passed")
+        log.info("self-test done", replica=session.replica_id, fault=fault, took_s=round(time.monotonic() - began, 2))
+        if fault is not None:
+            self._fault = f"{fault.code}: {fault.reason}"
+            return
+        self._is_tested = True
+
+    async def _fail(self, reason: str) -> None:
+        """Traffic stops first, then what is left of the process, then the guilty are looked for."""
+        log.error("engine failed", replica=self._spec.id, reason=reason, log=self._spec.log)
+        await self._set_state(ReplicaState.FAILED, reason=f"{reason}; its log is {self._spec.log}")
+        self._failures += 1
+        await self.close()
+        self._pulse = None
+        await self._fleet.stop(self._spec.id, grace_s=0)
+        await self._suspect()
+        pause = backoff_s(self._failures)
+        self._not_before = time.monotonic() + pause
+        if pause:
+            log.info("engine restarts after a pause", replica=self._spec.id, pause_s=pause, failures=self._failures)
+
+    async def _suspect(self) -> None:
+        """Versions that were on their way in when the engine died; who is there again and again is out."""
+        for name in await self._converger.suspects(self._spec.id):
+            self._suspicions[name] += 1
+            if self._suspicions[name] >= MAX_SUSPICIONS:
+                reason = f"the engine died {self._suspicions[name]} times while loading or probing it"
+                log.warning("version quarantined", adapter=name, reason=reason)
+                await self._converger.quarantine(name, Fault(code="engine_died", reason=reason))
+
+    async def _set_state(self, state: ReplicaState, *, reason: str | None = None, self_test: str | None = None) -> None:
+        table = tables.replicas
+        values: dict[str, object] = {"state": state, "reason": reason, "revision": table.c.revision + 1}
+        if self_test is not None:
+            values["self_test"] = self_test
+        async with self._database.write() as connection:
+            mine = (table.c.id == self._spec.id) & (table.c.epoch == self._epoch)
+            await connection.execute(update(table).where(mine).values(values))
+            await bump_revision(connection)
+        self._state = state
+
+    async def _row(self) -> RowMapping | None:
+        async with self._database.read() as connection:
+            query = select(tables.replicas).where(tables.replicas.c.id == self._spec.id)
+            return (await connection.execute(query)).mappings().one_or_none()
+
+    async def _look(self) -> ReplicaProcess:
+        found = [process for process in await self._fleet.replicas() if process.id == self._spec.id]
+        return found[0] if found else ReplicaProcess(id=self._spec.id, state="absent")

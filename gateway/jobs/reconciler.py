@@ -1,0 +1,509 @@
+"""The controller's side of jobs: starts attempts, listens to them, and carries their results on. Every step may be cut short
+by a crash at any point and is safe to take again; the row of the job, changed by compare-and-swap, says how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import secrets
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from ..database import Database, new_id, now
+from ..datasets.models import DataCheck
+from ..datasets.store import FileStore
+from ..datasets.validation import check_files
+from ..errors import Conflict, GatewayError, StorageFull, Unavailable
+from ..keys import Keys
+from ..processes import ProcessTable
+from ..registry.models import AdapterVersion, VersionState
+from ..registry.service import Registry
+from ..routing.models import parse_pin
+from ..settings import Settings
+from .launch import ACTOR, PROGRAMS, Launcher, attempt_directory, clean_job, job_directory
+from .local import Jobs, LocalJobs
+from .models import (
+    EvaluationSpec,
+    FineTuningSpec,
+    Job,
+    JobKind,
+    JobResult,
+    JobState,
+    ProcessState,
+    VerifySpec,
+)
+from .output import LOG_FILE, log_tail, read_progress, read_result
+from .residence import Residence, residence_of
+from .state_machine import first_state, next_to_start, retry_delay_s
+from .store import JobStore, hash_token
+from .suites import Suites
+from .verdicts import NewVerdict, store_verdict
+from .verification import install_reference
+
+log = structlog.get_logger(__name__)
+
+MAX_WARNINGS_TOLD = 10
+
+
+class JobReconciler:
+    """`tick` looks at every unfinished job once, moves each as far as it goes, then starts what may start."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        processes: ProcessTable,
+        registry: Registry,
+        keys: Keys,
+        suites: Suites,
+        *,
+        programs: Mapping[JobKind, tuple[str, ...]] = PROGRAMS,
+        driver: Jobs | None = None,
+        retry_delay_s: float = 1.0,
+    ) -> None:
+        self._database = database
+        self._settings = settings
+        self._registry = registry
+        self._driver = driver or LocalJobs(processes)
+        self._launcher = Launcher(settings, registry, keys, suites, self._driver, programs=programs)
+        self._store = JobStore(database)
+        self._retry_delay_s = retry_delay_s
+        # What follows is lost with the process, and that does no harm: it only delays.
+        self._heard: dict[tuple[str, int], float] = {}  # when an attempt last said something, monotonic
+        self._not_before: dict[str, float] = {}  # back-off after a crash, monotonic
+        self._given_up: dict[str, str] = {}  # version id -> why its verification died; a restart tries again
+        self._swept = False
+
+    async def tick(self) -> None:
+        """One look at everything. Raises nothing for the fault of one job."""
+        if not self._swept:
+            await self._sweep()
+            self._swept = True
+        await self._enqueue_verifications()
+        for job in await self._store.unfinished():
+            try:
+                await self._step(job)
+            except Conflict as error:
+                log.info("job moved meanwhile", job=job.id, code=error.code)
+            except (GatewayError, OSError) as error:
+                log.warning("job could not be moved on; trying again", job=job.id, state=job.state, error=str(error))
+        await self._start_next()
+
+    async def _step(self, job: Job) -> None:
+        match job.state:
+            case JobState.VALIDATING_FILES:
+                await self._validate(job)
+            case JobState.QUEUED | JobState.PAUSED:
+                if job.cancel_requested:
+                    await self._cancel(job)
+            case JobState.RUNNING:
+                await self._watch(job)
+            case JobState.PUBLISHING:
+                await self._publish(job)
+            case JobState.SUCCEEDED | JobState.FAILED | JobState.CANCELLED:
+                pass
+
+    # ---- before the start ----
+
+    async def _enqueue_verifications(self) -> None:
+        received = await self._registry.versions(states={VersionState.RECEIVED})
+        if not received:
+            return
+        async with self._database.write() as connection:
+            verifying = await self._store.unfinished_in(connection, kind=JobKind.VERIFY)
+            targets = {job.spec.target for job in verifying if isinstance(job.spec, VerifySpec)}
+            for version in received:
+                if version.name not in targets and version.id not in self._given_up:
+                    await self._store.insert(connection, _verify_job(version))
+
+    async def _validate(self, job: Job) -> None:
+        if job.cancel_requested:
+            await self._cancel(job)
+            return
+        spec = _fine_tuning(job)
+        training = self._settings.files_dir / spec.training_file
+        validation = self._settings.files_dir / spec.validation_file if spec.validation_file else None
+        try:
+            check = await asyncio.to_thread(check_files, training, validation)
+        except FileNotFoundError as error:
+            await self._fail(
+                job, "file_lost", f"the bytes of {Path(str(error.filename)).name} are gone; upload the file again"
+            )
+            return
+        problem = _file_problem(check) or await self._damaged(check, spec)
+        if problem is not None:
+            await self._fail(job, *problem)
+            return
+        async with self._database.write() as connection:
+            await self._store.move(connection, job, JobState.QUEUED)
+            for message in _file_warnings(check):
+                await self._store.add_event(connection, job.id, message, level="warn")
+            await self._store.add_event(connection, job.id, "Files validated, moving job to queued state")
+
+    async def _damaged(self, check: DataCheck, spec: FineTuningSpec) -> tuple[str, str] | None:
+        found = {spec.training_file: check.training.digest}
+        if spec.validation_file and check.validation:
+            found[spec.validation_file] = check.validation.digest
+        stored = await self._store.file_digests(found)
+        changed = [file_id for file_id, digest in found.items() if stored.get(file_id) != digest]
+        return ("file_damaged", f"{changed[0]} is not what was uploaded; upload it again") if changed else None
+
+    async def _start_next(self) -> None:
+        while True:
+            jobs = await self._store.unfinished()
+            waiting = {job.id for job in jobs if job.state is JobState.QUEUED and not await self._may_start(job)}
+            job = next_to_start(jobs, max_running=self._settings.jobs.max_running, waiting=waiting)
+            if job is None:
+                return
+            try:
+                await self._start(job)
+            except Conflict as error:
+                log.info("job moved before its start", job=job.id, code=error.code)
+                return
+
+    async def _may_start(self, job: Job) -> bool:
+        if time.monotonic() < self._not_before.get(job.id, 0.0):
+            return False
+        if not isinstance(job.spec, EvaluationSpec):
+            return True
+        version = await self._registry.version(job.spec.target)
+        residence = await self._residence(version)
+        if residence.state == "waiting":
+            return False
+        if residence.state != "ready":
+            await self._fail(
+                job, residence.code or "not_resident", f"{version.name} cannot be served: {residence.reason}"
+            )
+            return False
+        return True
+
+    async def _start(self, job: Job) -> None:
+        """Start the next attempt. The row comes first: from then on only this attempt may report."""
+        attempt, token = job.attempt + 1, secrets.token_urlsafe(32)
+        async with self._database.write() as connection:
+            await self._store.start_attempt(connection, job.id, attempt, token)
+            job = await self._store.move(
+                connection, job, JobState.RUNNING, attempt=attempt, started_at=job.started_at or now()
+            )
+            await self._store.add_event(connection, job.id, f"The job has started (attempt {attempt}).")
+        self._heard[job.id, attempt] = time.monotonic()
+        try:
+            await self._launcher.launch(job, token)
+        except (StorageFull, Unavailable, OSError) as error:
+            await self._crashed(job, f"could not be started: {error}")
+            return
+        except GatewayError as error:
+            if isinstance(job.spec, VerifySpec):  # its files are not what was published
+                await self._set_state(job.spec.target, VersionState.QUARANTINED, code=error.code, reason=error.message)
+            await self._end(job, JobState.FAILED, outcome="failed", code=error.code, message=error.message)
+            return
+        log.info("job started", job=job.id, kind=job.kind, attempt=attempt)
+
+    # ---- while it runs ----
+
+    async def _watch(self, job: Job) -> None:
+        directory = attempt_directory(self._settings, job.id, job.attempt)
+        heard = self._heard.setdefault((job.id, job.attempt), time.monotonic())
+        if await self._read_progress(job, directory):
+            heard = self._heard[job.id, job.attempt] = time.monotonic()
+        if job.cancel_requested:
+            await self._cancel(job)
+            return
+        status = await self._driver.status(job.id, job.attempt)  # before the result: what ends in between has left it
+        runs = status.state in (ProcessState.PENDING, ProcessState.RUNNING)
+        try:
+            result = await self._own_result(job, directory)
+        except ValueError as error:
+            if not runs:
+                await self._crashed(job, str(error))
+            return
+        if result is not None:
+            await self._conclude(job, directory, result)
+        elif runs:
+            silent_s = time.monotonic() - heard
+            if silent_s > self._settings.jobs.heartbeat_timeout_s:
+                await self._crashed(job, f"said nothing for {silent_s:.0f} s")
+        elif status.state is ProcessState.LOST and not (directory / LOG_FILE).exists():
+            message = "the controller stopped before the attempt began; starting it again"
+            await self._requeue(job, outcome="lost", message=message)
+        else:
+            await self._crashed(job, _exit_reason(status.exit_code))
+
+    async def _read_progress(self, job: Job, directory: Path) -> bool:
+        """Move what the process said into the database; True when it said something."""
+        offset = (await self._store.attempt(job.id, job.attempt)).progress_offset
+        reached, lines = await asyncio.to_thread(read_progress, directory, offset)
+        if reached == offset:
+            return False
+        async with self._database.write() as connection:
+            await self._store.advance_progress(connection, job, offset=reached, lines=lines)
+        return True
+
+    async def _own_result(self, job: Job, directory: Path) -> JobResult | None:
+        """The result of this very attempt: only it knows its token. Raises `ValueError` for any other."""
+        result = await asyncio.to_thread(read_result, directory)
+        if result is None:
+            return None
+        expected = (await self._store.attempt(job.id, job.attempt)).token_hash
+        if not hmac.compare_digest(hash_token(result.token), expected):
+            raise ValueError("left a result that is not its own")
+        return result
+
+    async def _conclude(self, job: Job, directory: Path, result: JobResult) -> None:
+        await self._driver.cancel(job.id, job.attempt)
+        while await self._read_progress(job, directory):
+            pass
+        if not result.ok:
+            await self._refused(job, result)
+            return
+        match job.spec:
+            case FineTuningSpec():
+                async with self._database.write() as connection:
+                    await self._store.finish_attempt(connection, job.id, job.attempt, "succeeded")
+                    kept = {key: result.data.get(key) for key in ("trained_tokens", "metrics")}
+                    await self._store.move(connection, job, JobState.PUBLISHING, result=kept)
+            case VerifySpec():
+                await self._verified(job, directory, result)
+            case EvaluationSpec():
+                await self._judged(job, result)
+
+    async def _refused(self, job: Job, result: JobResult) -> None:
+        code, message = result.error_code or "failed", result.error_message or "the job gave no reason"
+        if isinstance(job.spec, VerifySpec):
+            await self._set_state(job.spec.target, VersionState.REJECTED, code=code, reason=message)
+        await self._end(job, JobState.FAILED, outcome="failed", code=code, message=message)
+
+    async def _verified(self, job: Job, directory: Path, result: JobResult) -> None:
+        assert isinstance(job.spec, VerifySpec)  # noqa: S101
+        try:
+            await asyncio.to_thread(install_reference, directory, self._settings.references_dir, job.spec.digest)
+        except ValueError as error:
+            await self._crashed(job, str(error))
+            return
+        await self._set_state(job.spec.target, VersionState.VERIFIED)
+        await self._end(job, JobState.SUCCEEDED, outcome="succeeded", result=result.data)
+
+    async def _set_state(
+        self, target: str, state: VersionState, *, code: str | None = None, reason: str | None = None
+    ) -> None:
+        version = await self._registry.version(target)
+        if version.state is VersionState.RECEIVED:
+            await self._registry.set_state(version.id, state, code=code, reason=reason, actor=ACTOR)
+
+    async def _judged(self, job: Job, result: JobResult) -> None:
+        spec = job.spec
+        assert isinstance(spec, EvaluationSpec)  # noqa: S101
+        stable = await self._registry.version(spec.stable) if parse_pin(spec.stable) else None
+        try:
+            verdict = NewVerdict.from_result(
+                spec, result.data, baseline=stable.digest if stable else self._registry.base.digest
+            )
+        except ValueError as error:
+            await self._end(job, JobState.FAILED, outcome="failed", code="bad_verdict", message=str(error))
+            return
+        await self._launcher.revoke_keys(job)
+        async with self._database.write() as connection:
+            stored = await store_verdict(connection, verdict, job)
+            await self._finish(
+                connection,
+                job,
+                JobState.SUCCEEDED,
+                outcome="succeeded",
+                result={**result.data, **stored.model_dump(mode="json")},
+            )
+        await self._tidy(job)
+
+    # ---- publishing ----
+
+    async def _publish(self, job: Job) -> None:
+        """Publish the bundle (again gives the same version), then wait until the version can be served."""
+        if job.cancel_requested:
+            await self._cancel(job)
+            return
+        found = job.result or {}
+        if "version" not in found:
+            version = await self._published(job)
+            if version is None:
+                return
+            found = {**found, "version": version.name, "digest": version.digest}
+            async with self._database.write() as connection:
+                job = await self._store.move(connection, job, result=found)
+                await self._store.add_event(connection, job.id, f"Published {version.name}; verifying and loading it")
+        version = await self._registry.version(found["version"])
+        residence = await self._residence(version)
+        if residence.state == "ready":
+            final = {**found, "fine_tuned_model": version.name}
+            await self._end(job, JobState.SUCCEEDED, result=final, message="The job has successfully completed")
+        elif residence.state != "waiting":
+            reason = f"{version.name} was trained, but cannot be served: {residence.reason}"
+            await self._end(job, JobState.FAILED, code=residence.code or "not_servable", message=reason)
+
+    async def _published(self, job: Job) -> AdapterVersion | None:
+        """The version of the current attempt's bundle; None when it was refused, which ends the job.
+
+        Training that repeats an earlier one to the bit gives the version that came of it.
+        """
+        spec = _fine_tuning(job)
+        bundle = attempt_directory(self._settings, job.id, job.attempt) / "bundle"
+        parent = spec.model if parse_pin(spec.model) else None
+        try:
+            version, _ = await self._registry.publish(
+                spec.adapter, bundle, actor=job.created_by, project_id=job.project_id, job_id=job.id, parent=parent
+            )
+        except (StorageFull, Unavailable):
+            raise  # the machine's fault: the job stays where it is and tries again
+        except Conflict as error:
+            if error.code == "manifest_conflict" and error.param is not None:
+                return await self._registry.version(error.param)
+            if error.code == "busy":
+                raise
+            await self._fail(job, error.code, f"the trained adapter cannot be published: {error.message}")
+            return None
+        except GatewayError as error:
+            await self._fail(job, error.code, f"the trained adapter was refused: {error.message}")
+            return None
+        return version
+
+    async def _residence(self, version: AdapterVersion) -> Residence:
+        return await residence_of(
+            self._database,
+            version,
+            engine_enabled=self._settings.engine.enabled,
+            given_up=self._given_up.get(version.id),
+        )
+
+    # ---- ends ----
+
+    async def _cancel(self, job: Job) -> None:
+        if job.attempt:
+            await self._driver.cancel(job.id, job.attempt)
+        await self._end(job, JobState.CANCELLED, outcome="cancelled", message="The job was cancelled.")
+
+    async def _fail(self, job: Job, code: str, message: str) -> None:
+        await self._end(job, JobState.FAILED, code=code, message=message)
+
+    async def _crashed(self, job: Job, why: str) -> None:
+        """An attempt died without a word. Make sure of it, then try again or give up with what its log says."""
+        await self._driver.cancel(job.id, job.attempt)
+        crashes = await self._store.crashes(job.id) + 1
+        directory = attempt_directory(self._settings, job.id, job.attempt)
+        tail = await asyncio.to_thread(log_tail, directory, home=self._settings.home)
+        cause = f"attempt {job.attempt} {why}" + (f": {tail}" if tail else "")
+        log.warning("attempt crashed", job=job.id, attempt=job.attempt, crashes=crashes, why=why)
+        if crashes < self._settings.jobs.max_attempts:
+            self._not_before[job.id] = time.monotonic() + retry_delay_s(crashes, first_s=self._retry_delay_s)
+            await self._requeue(job, outcome="crashed", message=f"{cause}; trying again")
+            return
+        if isinstance(job.spec, VerifySpec):
+            version = await self._registry.version(job.spec.target)
+            self._given_up[version.id] = cause
+        await self._end(job, JobState.FAILED, outcome="crashed", code="crashed", message=cause)
+
+    async def _requeue(self, job: Job, *, outcome: str, message: str) -> None:
+        await self._launcher.revoke_keys(job)
+        async with self._database.write() as connection:
+            await self._store.finish_attempt(connection, job.id, job.attempt, outcome)
+            await self._store.move(connection, job, JobState.QUEUED)
+            await self._store.add_event(connection, job.id, message, level="warn")
+
+    async def _end(
+        self,
+        job: Job,
+        state: JobState,
+        *,
+        outcome: str | None = None,
+        code: str | None = None,
+        message: str | None = None,
+        result: dict[str, Any] | None = None,
+    ) -> None:
+        await self._launcher.revoke_keys(job)
+        async with self._database.write() as connection:
+            await self._finish(connection, job, state, outcome=outcome, code=code, message=message, result=result)
+        await self._tidy(job)
+
+    async def _finish(
+        self,
+        connection: AsyncConnection,
+        job: Job,
+        state: JobState,
+        *,
+        outcome: str | None = None,
+        code: str | None = None,
+        message: str | None = None,
+        result: dict[str, Any] | None = None,
+    ) -> None:
+        if outcome is not None and job.attempt:
+            await self._store.finish_attempt(connection, job.id, job.attempt, outcome)
+        failed = state is JobState.FAILED
+        changes: dict[str, Any] = {"error_code": code, "error_message": message} if failed else {}
+        if result is not None:
+            changes["result"] = result
+        await self._store.move(connection, job, state, **changes)
+        if message or failed:
+            await self._store.add_event(connection, job.id, message or str(code), level="error" if failed else "info")
+
+    async def _tidy(self, job: Job) -> None:
+        log.info("job finished", job=job.id, kind=job.kind)
+        self._not_before.pop(job.id, None)
+        self._heard.pop((job.id, job.attempt), None)
+        await asyncio.to_thread(clean_job, job_directory(self._settings, job.id))
+
+    async def _sweep(self) -> None:
+        """Finish what a crash kept others from: abandoned uploads, disk and keys of jobs that ended."""
+        await FileStore(self._database, self._settings).sweep()
+        unfinished = {job.id for job in await self._store.unfinished()}
+        directory = self._settings.jobs_dir
+        for path in [path for path in directory.iterdir() if path.is_dir()] if directory.is_dir() else []:
+            if path.name not in unfinished:
+                await asyncio.to_thread(clean_job, path)
+        projects = await self._store.projects()
+        await self._launcher.revoke_stale_keys(unfinished, project_ids=projects)
+
+
+def _verify_job(version: AdapterVersion) -> Job:
+    return Job(
+        id=new_id("verify-"),
+        kind=JobKind.VERIFY,
+        state=first_state(JobKind.VERIFY),
+        spec=VerifySpec(target=version.name, digest=version.digest),
+        created_at=now(),
+        created_by=ACTOR,
+        project_id=version.project_id,
+    )
+
+
+def _fine_tuning(job: Job) -> FineTuningSpec:
+    assert isinstance(job.spec, FineTuningSpec)  # noqa: S101  (only fine-tuning validates files and publishes)
+    return job.spec
+
+
+def _exit_reason(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "ended without a result"
+    if exit_code == -9:
+        return "was killed (signal 9), most often for want of memory"
+    if exit_code < 0:
+        return f"was ended by signal {-exit_code}"
+    return f"ended with exit code {exit_code} and without a result"
+
+
+def _file_problem(check: DataCheck) -> tuple[str, str] | None:
+    if not check.training.is_valid:
+        return "invalid_training_file", f"the training file cannot be used: {check.training.summary()}"
+    if check.validation is not None and not check.validation.is_valid:
+        return "invalid_validation_file", f"the validation file cannot be used: {check.validation.summary()}"
+    if check.leak_errors:
+        return "invalid_validation_file", check.leak_errors[0].message
+    return None
+
+
+def _file_warnings(check: DataCheck) -> list[str]:
+    told = [f"training file, {finding}" for finding in check.training.warnings[:MAX_WARNINGS_TOLD]]
+    if check.validation is not None:
+        told += [f"validation file, {finding}" for finding in check.validation.warnings[:MAX_WARNINGS_TOLD]]
+    return told + [f"validation file, {finding}" for finding in check.leak_warnings[:MAX_WARNINGS_TOLD]]

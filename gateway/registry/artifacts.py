@@ -1,0 +1,242 @@
+"""Files of published versions: copied in from a source nobody vouches for, made durable, never changed again.
+
+A version's directory is named by its digest and appears by one rename, complete or not at all. A crash leaves at most a
+staging directory, which the next start removes, or a complete directory that no version names yet, which the next
+publish of the same bytes reuses.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import Refused, StorageFull, Unavailable
+from .manifest import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    Manifest,
+    bundle_digest,
+    manifest_bytes,
+    manifest_digest,
+    parse_manifest,
+)
+from .preflight import Preflighted
+from .source import (
+    MAX_TEXT_BYTES,
+    MAX_TOKENIZER_BYTES,
+    READ_FILES,
+    TOKENIZER_FILE,
+    names,
+    open_regular,
+    opened,
+    read_optional,
+    refuse_pickles,
+    sha256,
+)
+from .tensors import chunks
+
+_ABANDONED_AFTER_S = 3600.0  # a manifest takes milliseconds to write
+_FAILED = (errno.EIO, errno.EROFS)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Artifacts:
+    """The content-addressed store: `<digest[:2]>/<digest>/` with the canonical config and the weights, and manifests by digest."""
+
+    def __init__(self, directory: Path, manifests: Path) -> None:
+        self._directory = directory
+        self._manifests = manifests
+        self._staging = directory / ".staging"
+
+    def directory(self, digest: str) -> Path:
+        """Where a bundle's files are, or would be."""
+        return self._directory / digest[:2] / digest
+
+    @contextmanager
+    def staging(self) -> Iterator[Path]:
+        """A private directory on the artifacts' disk, removed at the end; locked, so that a clean-up elsewhere leaves it alone."""
+        with _storage_errors():
+            path, lock = self._new_staging()
+            try:
+                yield path
+            finally:
+                shutil.rmtree(path, ignore_errors=True)
+                os.close(lock)
+
+    def clean(self) -> int:
+        """Remove what dead processes left in staging; how many directories that were."""
+        removed = 0
+        for path in sorted(self._staging.glob("*")):
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue  # gone already, or nothing of ours
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+                removed += 1
+            except BlockingIOError:
+                pass  # its owner lives
+            finally:
+                os.close(lock)
+        for path in self._manifests.glob(".*"):
+            if path.is_file() and time.time() - path.stat().st_mtime > _ABANDONED_AFTER_S:
+                path.unlink(missing_ok=True)
+        return removed
+
+    def copy_in(
+        self, source: Path, into: Path, *, max_weights_bytes: int, max_text_bytes: int = MAX_TEXT_BYTES
+    ) -> None:
+        """Copy the few files that are ever read, so that nobody can change them after they were checked."""
+        caps = {WEIGHTS_FILE: max_weights_bytes, TOKENIZER_FILE: MAX_TOKENIZER_BYTES}
+        with opened(source) as folder:
+            refuse_pickles(folder)
+            present = names(folder)
+            for name in READ_FILES:
+                if name in present:
+                    _copy(folder, name, into / name, max_bytes=caps.get(name, min(max_text_bytes, MAX_TEXT_BYTES)))
+
+    def install(self, staged: Path, checked: Preflighted) -> Path:
+        """Make the staged bundle's files durable under their digest; reuse them where they are already."""
+        target = self.directory(checked.digest)
+        bundle = staged / checked.digest
+        bundle.mkdir()
+        (staged / WEIGHTS_FILE).rename(bundle / WEIGHTS_FILE)
+        write_durably(bundle / CONFIG_FILE, checked.config_bytes)
+        for file in (bundle / WEIGHTS_FILE, bundle / CONFIG_FILE):
+            file.chmod(0o444)
+            fsync(file)
+        fsync(bundle)
+        target.parent.mkdir(exist_ok=True)
+        self._place(bundle, target, checked.digest)
+        target.chmod(0o555)
+        for directory in (target, target.parent, self._directory):
+            fsync(directory)
+        return target
+
+    def verify(self, digest: str) -> None:
+        """Hash the files again. Raises `Refused(code="digest_mismatch")` unless they are the bytes that were published."""
+        found = self._digest_of(self.directory(digest))
+        if found != digest:
+            raise Refused(
+                f"the files in {self.directory(digest)} are damaged or gone (digest {str(found)[:12]}, published as {digest[:12]}); "
+                "publish the same bundle again to restore them",
+                code="digest_mismatch",
+            )  # fmt: skip
+
+    def store_manifest(self, manifest: Manifest) -> str:
+        """Keep a manifest under its digest, durably."""
+        digest = manifest_digest(manifest)
+        path = self._manifests / f"{digest}.json"
+        temporary = path.with_name(f".{digest}.{secrets.token_hex(8)}")
+        try:
+            write_durably(temporary, manifest_bytes(manifest))
+            temporary.chmod(0o444)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        fsync(self._manifests)
+        return digest
+
+    def manifest(self, digest: str) -> Manifest:
+        """Read a stored manifest. Raises `Refused(code="digest_mismatch")` when it is damaged or gone."""
+        path = self._manifests / f"{digest}.json"
+        content = path.read_bytes() if path.is_file() else b""
+        if hashlib.sha256(content).hexdigest() != digest:
+            raise Refused(f"manifest {path} is damaged or gone; restore it from a backup", code="digest_mismatch")
+        return parse_manifest(content)
+
+    def _new_staging(self) -> tuple[Path, int]:
+        while True:
+            path = self._staging / secrets.token_hex(8)
+            path.mkdir(mode=0o700, parents=True)
+            try:
+                lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            except FileNotFoundError:
+                continue
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if path.is_dir():
+                return path, lock
+            os.close(lock)  # a clean-up came between the making and the locking
+
+    def _place(self, bundle: Path, target: Path, digest: str) -> None:
+        for _ in range(3):
+            try:
+                bundle.rename(target)
+                return
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                    raise
+            if self._digest_of(target) == digest:
+                return
+            _set_aside(target, bundle.parent)
+        raise Unavailable(f"{target} keeps changing; is another program writing there?", code="storage_failed")
+
+    def _digest_of(self, directory: Path) -> str | None:
+        try:
+            with opened(directory) as folder:
+                if names(folder) != {CONFIG_FILE, WEIGHTS_FILE}:
+                    return None
+                config = read_optional(folder, CONFIG_FILE)
+                weights = open_regular(folder, WEIGHTS_FILE, missing="missing_weights", max_bytes=2**63)
+                try:
+                    return bundle_digest(config or b"", sha256(weights))
+                finally:
+                    os.close(weights)
+        except Refused:
+            return None
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a new file and force it to the disk."""
+    with path.open("xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def fsync(path: Path) -> None:
+    """Force a file, or a directory's entries, to the disk. A failure is never tried again: the kernel forgets the lost pages."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _copy(folder: int, name: str, target: Path, *, max_bytes: int) -> None:
+    descriptor = open_regular(folder, name, missing="not_a_file", max_bytes=max_bytes)
+    try:
+        with target.open("xb") as file:
+            for chunk in chunks(descriptor, 0, os.fstat(descriptor).st_size):
+                file.write(chunk)
+    finally:
+        os.close(descriptor)
+
+
+def _set_aside(target: Path, staged: Path) -> None:
+    """Move a damaged directory out of the way; it goes with the staging directory."""
+    mode = stat.S_IMODE(target.stat().st_mode)
+    target.chmod(mode | stat.S_IWUSR)
+    target.rename(staged / f"damaged-{secrets.token_hex(4)}")
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageFull("the disk that holds the artifacts is full; free some space and publish again") from error
+        raise Unavailable(
+            f"the artifacts' disk failed ({error}); nothing was published", code="storage_failed"
+        ) from error

@@ -1,0 +1,125 @@
+"""Where a route's pointers go on a promotion or a rollback. Pure: reads no clock and no database.
+
+A rollback marks the version it leaves; a marked version is reached again by force only. `previous` therefore never
+names a marked version, and a rollback without force cannot land on one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import Conflict, Invalid, Refused
+
+
+@dataclass(frozen=True, slots=True)
+class Pointers:
+    """The pointers of one route, and the base model under it."""
+
+    base: str
+    stable: str
+    previous: str
+    candidate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What decides whether traffic may return to a version."""
+
+    name: str
+    version: int
+    was_stable: bool
+    is_rolled_back: bool
+    is_servable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """A decision: the new pointers, and the marks that change with them."""
+
+    pointers: Pointers
+    marks: str | None = None
+    unmarks: str | None = None
+
+
+def promote(pointers: Pointers, target: str | None, versions: Sequence[Past], *, force: bool) -> Move:
+    """previous := stable, stable := target (or the candidate)."""
+    chosen = target or pointers.candidate
+    if chosen is None:
+        raise Conflict("the route has no candidate: name the version to promote", code="no_candidate", param="target")
+    found = _find(versions, chosen)
+    if chosen == pointers.stable:
+        raise Conflict(f"{chosen} is stable already", code="already_stable", param="target")
+    if found.is_rolled_back and not force:
+        raise Refused(
+            f"{chosen} was rolled back; promoting it again needs `force` and a reason",
+            code="rolled_back",
+            param="target",
+        )
+    candidate = None if pointers.candidate == chosen else pointers.candidate
+    moved = replace(pointers, stable=chosen, previous=pointers.stable, candidate=candidate)
+    return Move(moved, unmarks=chosen if found.is_rolled_back else None)
+
+
+def roll_back(pointers: Pointers, versions: Sequence[Past], *, to: str | None, force: bool) -> Move:
+    """stable := previous (or `to`); the version left is marked; previous := the next older one that may be returned to."""
+    if pointers.stable == pointers.base:
+        raise Conflict(
+            f"the route is on its base model {pointers.base} already: there is nothing to roll back",
+            code="nothing_to_roll_back",
+        )
+    target = _returned_to(pointers, versions) if to is None else _chosen(pointers, versions, to, force=force)
+    was_marked = any(past.name == target and past.is_rolled_back for past in versions)
+    candidate = None if pointers.candidate in (target, pointers.stable) else pointers.candidate
+    older = next_older(target, versions, base=pointers.base, leaving=pointers.stable)
+    moved = replace(pointers, stable=target, previous=older, candidate=candidate)
+    return Move(moved, marks=pointers.stable, unmarks=target if was_marked else None)
+
+
+def next_older(name: str, versions: Sequence[Past], *, base: str, leaving: str) -> str:
+    """The newest version older than `name` that was stable once, is not marked and can be served; else base."""
+    number = next((past.version for past in versions if past.name == name), 0)
+    older = [
+        past
+        for past in versions
+        if past.version < number
+        and past.was_stable
+        and past.is_servable
+        and not past.is_rolled_back
+        and past.name != leaving
+    ]
+    return max(older, key=lambda past: past.version).name if older else base
+
+
+def _returned_to(pointers: Pointers, versions: Sequence[Past]) -> str:
+    if pointers.previous == pointers.base:
+        return pointers.base
+    found = next((past for past in versions if past.name == pointers.previous), None)
+    if found is not None and found.is_servable and not found.is_rolled_back:
+        return pointers.previous
+    # `previous` was quarantined since: go where it would have pointed without it.
+    return next_older(pointers.previous, versions, base=pointers.base, leaving=pointers.stable)
+
+
+def _chosen(pointers: Pointers, versions: Sequence[Past], to: str, *, force: bool) -> str:
+    if to == pointers.stable:
+        raise Conflict(f"{to} is stable now: there is nothing to roll back", code="already_stable", param="to")
+    if to == pointers.base:
+        return to
+    found = _find(versions, to, param="to")
+    if not found.was_stable:
+        raise Invalid(f"{to} was never stable: promote it instead", code="never_stable", param="to")
+    if not found.is_servable:
+        raise Refused(f"{to} was rejected or quarantined and cannot be served", code="not_verified", param="to")
+    if found.is_rolled_back and not force:
+        raise Refused(
+            f"{to} was rolled back itself; returning to it needs `force` and a reason", code="rolled_back", param="to"
+        )
+    return to
+
+
+def _find(versions: Sequence[Past], name: str, *, param: str = "target") -> Past:
+    for past in versions:
+        if past.name == name:
+            return past
+    raise Invalid(f"{name!r:.100} is not a version of this route's adapter", code="not_a_version", param=param)

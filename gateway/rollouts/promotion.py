@@ -1,0 +1,435 @@
+"""Move traffic: promote, roll back, split. Each is one transaction with one compare-and-swap and one audit row."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import structlog
+from pydantic import BaseModel, Field
+from sqlalchemy import select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..database import Database, now, record_audit
+from ..errors import Conflict, GatewayError, Invalid, Refused
+from ..jobs.suites import Suites
+from ..jobs.verdicts import Verdict
+from ..keys import Principal
+from ..registry.models import ReplicaState, ResidencyState, VersionState
+from ..routing.models import Route, Variant, check_variants, parse_pin
+from ..routing.store import get_route, route_moved, save_route
+from .pointers import Move, Past, Pointers, promote, roll_back
+
+log = structlog.get_logger(__name__)
+
+MAX_VARIANTS = 16
+MAX_GATES = 32
+MAX_REASON_CHARS = 1_000
+
+
+class Moved(BaseModel, frozen=True):
+    """Traffic moved."""
+
+    route: Route
+    moved_from: str
+    moved_to: str
+    revision: int
+    took_ms: float = Field(description="from the call until this gateway routes by it")
+    needs_load: bool = Field(description="no engine has the target loaded: its requests fail until one has")
+
+
+class _Version(BaseModel, frozen=True):
+    """What the checks need of a version."""
+
+    id: str
+    digest: str
+    base_model: str
+    state: VersionState
+    past: Past
+
+    @property
+    def name(self) -> str:
+        return self.past.name
+
+    @property
+    def engine_name(self) -> str:
+        return f"{self.name.replace('@', '.v')}.{self.digest[:12]}"
+
+
+class Promotions:
+    """The only code that changes where a route's traffic goes."""
+
+    def __init__(
+        self,
+        database: Database,
+        *,
+        suites: Suites | None = None,
+        on_moved: Callable[[], Awaitable[object]] | None = None,
+    ) -> None:
+        self._database = database
+        self._suites = suites
+        self._on_moved = on_moved
+
+    async def promote(
+        self,
+        route: str,
+        target: str | None,
+        *,
+        force: bool = False,
+        reason: str | None = None,
+        principal: Principal,
+        expected_revision: int | None = None,
+    ) -> Moved:
+        """All traffic to `target`, or to the candidate.
+
+        Needs a passed gate of every suite for its very digest, or `force` and a reason; and always that it was verified
+        and that every ready engine has it loaded.
+        """
+        started = time.perf_counter()
+        reason = _checked_reason(reason, force=force)
+        async with self._database.write() as connection:
+            held = await _held(connection, route, principal, expected_revision)
+            versions = await _versions(connection, held)
+            move = promote(_pointers(held, versions), target, [version.past for version in versions], force=force)
+            chosen = _named(versions, move.pointers.stable)
+            _check_verified(chosen)
+            await _check_resident(connection, chosen)
+            if not force:
+                await self._check_gates(connection, held, chosen)
+            after = await _apply(connection, held, move, versions, principal)
+            await _audit(connection, held, after, "route.promote", reason, principal, force=force)
+        return await self._moved(held, after, started, needs_load=False)
+
+    async def rollback(
+        self,
+        route: str,
+        *,
+        to: str | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        principal: Principal,
+        expected_revision: int | None = None,
+    ) -> Moved:
+        """All traffic back to `previous`, or to `to`. Waits for nothing: for no gate, and for no load.
+
+        It acts on the route as it was when it was called (`expected_revision`, else what a first read finds): of two
+        calls at once one wins and the other gets `Conflict`, so that two people do not roll back twice.
+        """
+        started = time.perf_counter()
+        reason = _checked_reason(reason, force=force)
+        if expected_revision is None:
+            async with self._database.read() as connection:
+                expected_revision = (await get_route(connection, route, project_id=principal.project_id)).revision
+        async with self._database.write() as connection:
+            held = await _held(connection, route, principal, expected_revision)
+            versions = await _versions(connection, held)
+            move = roll_back(_pointers(held, versions), [version.past for version in versions], to=to, force=force)
+            after = await _apply(connection, held, move, versions, principal)
+            await _audit(connection, held, after, "route.rollback", reason, principal, force=force)
+            needs_load = not await _is_answerable(connection, versions, after.stable)
+        return await self._moved(held, after, started, needs_load=needs_load)
+
+    async def set_variants(
+        self,
+        route: str,
+        variants: Sequence[Variant],
+        *,
+        expected_revision: int | None = None,
+        reason: str | None = None,
+        principal: Principal,
+    ) -> Route:
+        """Split the traffic. An arm with a share must be verified, not rolled back, and loaded on every ready engine."""
+        reason = _checked_reason(reason, force=False)
+        wanted = tuple(variants)
+        check_variants(wanted)
+        if len(wanted) > MAX_VARIANTS:
+            raise Invalid(f"{len(wanted)} variants; at most {MAX_VARIANTS}", code="too_many_variants", param="variants")
+        async with self._database.write() as connection:
+            held = await _held(connection, route, principal, expected_revision)
+            versions = await _versions(connection, held)
+            for variant in wanted:
+                await _check_may_serve(connection, held, versions, variant)
+            after = await save_route(connection, held.model_copy(update={"variants": wanted}), actor=principal.actor)
+            await _audit(connection, held, after, "route.set_variants", reason, principal)
+        await self._refresh()
+        return after
+
+    async def set_candidate(
+        self,
+        route: str,
+        target: str | None,
+        *,
+        expected_revision: int | None = None,
+        reason: str | None = None,
+        principal: Principal,
+    ) -> Route:
+        """Name the version that comes next: engines load it, traffic stays where it is."""
+        reason = _checked_reason(reason, force=False)
+        async with self._database.write() as connection:
+            held = await _held(connection, route, principal, expected_revision)
+            if target is not None:
+                _check_verified(_named(await _versions(connection, held), target))
+            after = await save_route(connection, held.model_copy(update={"candidate": target}), actor=principal.actor)
+            await _audit(connection, held, after, "route.set_candidate", reason, principal)
+        await self._refresh()
+        return after
+
+    async def set_gates(
+        self,
+        route: str,
+        suites: Sequence[str],
+        *,
+        expected_revision: int | None = None,
+        reason: str | None = None,
+        principal: Principal,
+    ) -> Route:
+        """Name the suites that a version must pass to be promoted here."""
+        reason = _checked_reason(reason, force=False)
+        gates = tuple(dict.fromkeys(suites))
+        if len(gates) > MAX_GATES:
+            raise Invalid(f"{len(gates)} gates; at most {MAX_GATES}", code="too_many_gates", param="suites")
+        for name in gates:
+            await self._suite_digest(name)
+        async with self._database.write() as connection:
+            held = await _held(connection, route, principal, expected_revision)
+            after = await save_route(connection, held.model_copy(update={"gates": gates}), actor=principal.actor)
+            await _audit(connection, held, after, "route.set_gates", reason, principal)
+        await self._refresh()
+        return after
+
+    async def _check_gates(self, connection: AsyncConnection, route: Route, version: _Version) -> None:
+        if not route.gates:
+            raise Refused(
+                f"route {route.name!r} has no gates: name suites with `turnout routes gates`, or use force and a reason",
+                code="no_gate",
+            )
+        for suite in route.gates:
+            digest = await self._suite_digest(suite)
+            found = await _newest_verdict(connection, version, suite, digest, project_id=route.project_id)
+            if found is None:
+                raise Refused(
+                    f"{version.name} was not evaluated on {suite!r} as it is now: run `turnout eval {version.name} {suite}`",
+                    code="gate_missing",
+                )
+            if found != Verdict.PASSED:
+                raise Refused(f"{version.name} did not pass {suite!r}: the verdict is {found}", code=f"gate_{found}")
+
+    async def _suite_digest(self, name: str) -> str | None:
+        if self._suites is None:
+            return None
+        return (await asyncio.to_thread(self._suites.find, name)).digest
+
+    async def _moved(self, before: Route, after: Route, started: float, *, needs_load: bool) -> Moved:
+        await self._refresh()
+        took_ms = (time.perf_counter() - started) * 1000
+        log.info(
+            "traffic moved",
+            route=after.name,
+            moved_from=before.stable,
+            moved_to=after.stable,
+            revision=after.revision,
+            took_ms=round(took_ms, 1),
+            needs_load=needs_load,
+        )
+        return Moved(
+            route=after,
+            moved_from=before.stable,
+            moved_to=after.stable,
+            revision=after.revision,
+            took_ms=took_ms,
+            needs_load=needs_load,
+        )
+
+    async def _refresh(self) -> None:
+        """Route by the change at once. It is committed: a failure here must not look as if it were not."""
+        if self._on_moved is None:
+            return
+        try:
+            await self._on_moved()
+        except GatewayError as error:
+            log.warning("change is committed, this gateway sees it a little later", error=error.message)
+
+
+def _checked_reason(reason: str | None, *, force: bool) -> str | None:
+    reason = (reason or "").strip() or None
+    if force and reason is None:
+        raise Invalid("`force` needs a `reason`; it goes into the audit log", code="reason_required", param="reason")
+    if reason is not None and len(reason) > MAX_REASON_CHARS:
+        raise Invalid(f"the reason is over {MAX_REASON_CHARS} characters", code="reason_too_long", param="reason")
+    return reason
+
+
+async def _held(connection: AsyncConnection, name: str, principal: Principal, expected_revision: int | None) -> Route:
+    """The route inside a transaction, as the caller expects it."""
+    route = await get_route(connection, name, project_id=principal.project_id)
+    if expected_revision is not None and route.revision != expected_revision:
+        raise route_moved(name, expected=expected_revision, found=route.revision)
+    return route
+
+
+async def _versions(connection: AsyncConnection, route: Route) -> list[_Version]:
+    """Versions of the adapter that the route is named after."""
+    table = tables.adapter_versions
+    rows = await connection.execute(
+        select(table).where(table.c.adapter == route.name, table.c.project_id == route.project_id)
+    )
+    return [_version(row) for row in rows.mappings()]
+
+
+def _version(row: Any) -> _Version:
+    past = Past(
+        name=f"{row['adapter']}@{row['version']}",
+        version=row["version"],
+        was_stable=row["promoted_at"] is not None,
+        is_rolled_back=row["rolled_back_at"] is not None,
+        is_servable=row["state"] == VersionState.VERIFIED,
+    )
+    return _Version(
+        id=row["id"], digest=row["digest"], base_model=row["base_model"], state=VersionState(row["state"]), past=past
+    )
+
+
+def _named(versions: Sequence[_Version], name: str) -> _Version:
+    found = next((version for version in versions if version.name == name), None)
+    if found is None:
+        raise Invalid(f"{name!r:.100} is not a version of this route's adapter", code="not_a_version", param="target")
+    return found
+
+
+def _pointers(route: Route, versions: Sequence[_Version]) -> Pointers:
+    # A route exists since its adapter's first version, and versions of one adapter share their base.
+    return Pointers(
+        base=versions[0].base_model, stable=route.stable, previous=route.previous, candidate=route.candidate
+    )
+
+
+def _check_verified(version: _Version) -> None:
+    if version.state is VersionState.VERIFIED:
+        return
+    later = "wait for its verification" if version.state is VersionState.RECEIVED else "it can never be served"
+    raise Refused(f"{version.name} is {version.state}: {later}", code="not_verified", param="target")
+
+
+async def _check_resident(connection: AsyncConnection, version: _Version) -> None:
+    ready = await _ready_replicas(connection)
+    if not ready:
+        raise Conflict("no engine is ready: nothing can be promoted until one is", code="no_ready_engine")
+    missing = ready - await _holders(connection, version.engine_name)
+    if missing:
+        raise Conflict(
+            f"{version.name} is not loaded on {', '.join(sorted(missing))} yet; see `turnout adapters show {version.name}`",
+            code="not_resident",
+            param="target",
+        )
+
+
+async def _check_may_serve(
+    connection: AsyncConnection, route: Route, versions: Sequence[_Version], variant: Variant
+) -> None:
+    if parse_pin(variant.target) is None:
+        if variant.target != _pointers(route, versions).base:
+            raise Invalid(
+                f"{variant.target!r:.100} is neither this route's base model nor a version such as {route.name}@1",
+                code="unknown_target",
+                param="variants",
+            )
+        return
+    version = _named(versions, variant.target)
+    _check_verified(version)
+    if version.past.is_rolled_back:
+        raise Refused(
+            f"{version.name} was rolled back; it returns by a forced promotion only",
+            code="rolled_back",
+            param="variants",
+        )
+    if variant.weight:
+        await _check_resident(connection, version)
+
+
+async def _is_answerable(connection: AsyncConnection, versions: Sequence[_Version], target: str) -> bool:
+    """Whether every ready engine answers `target` now; base always is."""
+    version = next((found for found in versions if found.name == target), None)
+    if version is None:
+        return True
+    return await _ready_replicas(connection) <= await _holders(connection, version.engine_name)
+
+
+async def _ready_replicas(connection: AsyncConnection) -> set[str]:
+    table = tables.replicas
+    return set((await connection.execute(select(table.c.id).where(table.c.state == ReplicaState.READY))).scalars())
+
+
+async def _holders(connection: AsyncConnection, engine_name: str) -> set[str]:
+    table = tables.residency
+    query = select(table.c.replica_id).where(table.c.engine_name == engine_name, table.c.state == ResidencyState.READY)
+    return set((await connection.execute(query)).scalars())
+
+
+async def _newest_verdict(
+    connection: AsyncConnection, version: _Version, suite: str, suite_digest: str | None, *, project_id: str
+) -> str | None:
+    table = tables.verdicts
+    query = select(table.c.verdict).where(
+        table.c.digest == version.digest, table.c.suite == suite, table.c.project_id == project_id
+    )
+    if suite_digest is not None:
+        query = query.where(table.c.suite_digest == suite_digest)
+    found = await connection.execute(query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(1))
+    return found.scalar_one_or_none()
+
+
+async def _apply(
+    connection: AsyncConnection, route: Route, move: Move, versions: Sequence[_Version], principal: Principal
+) -> Route:
+    """Store a move: the pointers, all traffic to the new stable, and the marks."""
+    pointers = move.pointers
+    after = route.model_copy(
+        update={
+            "stable": pointers.stable,
+            "previous": pointers.previous,
+            "candidate": pointers.candidate,
+            "variants": (Variant(target=pointers.stable, weight=100),),
+        }
+    )
+    saved = await save_route(connection, after, actor=principal.actor)
+    for version in versions:
+        values: dict[str, Any] = {}
+        if version.name == pointers.stable and not version.past.was_stable:
+            values["promoted_at"] = now()
+        if version.name == move.marks:
+            values["rolled_back_at"] = now()
+        if version.name == move.unmarks:
+            values["rolled_back_at"] = None
+        if values:
+            table = tables.adapter_versions
+            await connection.execute(update(table).where(table.c.id == version.id).values(**values))
+    return saved
+
+
+async def _audit(
+    connection: AsyncConnection,
+    before: Route,
+    after: Route,
+    action: str,
+    reason: str | None,
+    principal: Principal,
+    *,
+    force: bool = False,
+) -> None:
+    await record_audit(
+        connection,
+        project_id=before.project_id,
+        actor=principal.actor,
+        action=action,
+        subject=before.name,
+        before=_shown(before),
+        after=_shown(after) | ({"force": True} if force else {}),
+        reason=reason,
+    )
+
+
+def _shown(route: Route) -> dict[str, Any]:
+    return route.model_dump(mode="json", include={"revision", "stable", "previous", "candidate", "variants", "gates"})

@@ -1,0 +1,315 @@
+"""What the data plane knows: one immutable snapshot of routes, versions, keys and replicas, replaced as a whole.
+
+Requests read `RoutingTable.current` and nothing else, so an unreachable database stops no completion. The snapshot is
+also kept on disk, whole and private, so that a gateway can start without its database.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+
+import structlog
+from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import RowMapping, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..database import Database, now, read_revision
+from ..errors import GatewayError
+
+log = structlog.get_logger(__name__)
+
+POLL_INTERVAL_S = 0.1
+MAX_SNAPSHOT_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotBase:
+    """The served base model."""
+
+    name: str
+    digest: str
+    vocab_size: int
+    max_model_len: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotVersion:
+    """One adapter version, as far as requests care."""
+
+    name: str
+    adapter: str
+    version: int
+    digest: str
+    engine_name: str
+    state: str
+    project_id: str
+    owners: frozenset[str]
+    is_promoted: bool
+    is_rolled_back: bool
+    created_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotRoute:
+    """One route, as far as requests care."""
+
+    name: str
+    revision: int
+    salt: str
+    stable: str
+    previous: str
+    candidate: str | None
+    variants: tuple[tuple[str, int], ...]
+    project_id: str
+    updated_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotReplica:
+    """One engine replica and the adapters that are READY on it."""
+
+    id: str
+    socket: str
+    epoch: str
+    state: str
+    ready: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotKey:
+    """A live API key."""
+
+    id: str
+    name: str
+    project_id: str
+    scopes: frozenset[str]
+    expires_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Everything a request is decided on, as of one revision."""
+
+    revision: int
+    bases: dict[str, SnapshotBase] = field(default_factory=dict)
+    routes: dict[str, SnapshotRoute] = field(default_factory=dict)
+    versions: dict[str, SnapshotVersion] = field(default_factory=dict)
+    replicas: tuple[SnapshotReplica, ...] = ()
+    keys: dict[str, SnapshotKey] = field(default_factory=dict)
+
+    def serving(self, engine_name: str | None) -> list[SnapshotReplica]:
+        """Replicas that may answer now with this adapter; None asks for the base model."""
+        return [
+            replica
+            for replica in self.replicas
+            if replica.state == "ready" and (engine_name is None or engine_name in replica.ready)
+        ]
+
+
+_FORMAT = TypeAdapter(Snapshot)
+
+
+async def load_snapshot(connection: AsyncConnection, bases: Mapping[str, SnapshotBase]) -> Snapshot:
+    """Read everything, as of one revision: a connection of `Database.read` sees one state."""
+    return Snapshot(
+        revision=await read_revision(connection),
+        bases=dict(bases),
+        routes=await _routes(connection),
+        versions=await _versions(connection),
+        replicas=await _replicas(connection),
+        keys=await _keys(connection),
+    )
+
+
+async def _routes(connection: AsyncConnection) -> dict[str, SnapshotRoute]:
+    rows = (await connection.execute(select(tables.routes))).mappings()
+    return {row["name"]: _route(row) for row in rows}
+
+
+def _route(row: RowMapping) -> SnapshotRoute:
+    return SnapshotRoute(
+        name=row["name"],
+        revision=row["revision"],
+        salt=row["salt"],
+        stable=row["stable"],
+        previous=row["previous"],
+        candidate=row["candidate"],
+        variants=tuple((variant["target"], int(variant["weight"])) for variant in row["variants"]),
+        project_id=row["project_id"],
+        updated_at=row["updated_at"],
+    )
+
+
+async def _versions(connection: AsyncConnection) -> dict[str, SnapshotVersion]:
+    table, jobs = tables.adapter_versions, tables.jobs
+    query = select(table, jobs.c.created_by.label("job_creator")).outerjoin(jobs, jobs.c.id == table.c.job_id)
+    found = {}
+    for row in (await connection.execute(query)).mappings():
+        name = f"{row['adapter']}@{row['version']}"
+        found[name] = SnapshotVersion(
+            name=name,
+            adapter=row["adapter"],
+            version=row["version"],
+            digest=row["digest"],
+            engine_name=f"{row['adapter']}.v{row['version']}.{row['digest'][:12]}",
+            state=row["state"],
+            project_id=row["project_id"],
+            owners=frozenset(owner for owner in (row["created_by"], row["job_creator"]) if owner),
+            is_promoted=row["promoted_at"] is not None,
+            is_rolled_back=row["rolled_back_at"] is not None,
+            created_at=row["created_at"],
+        )
+    return found
+
+
+async def _replicas(connection: AsyncConnection) -> tuple[SnapshotReplica, ...]:
+    residency = tables.residency
+    ready: dict[str, set[str]] = {}
+    rows = await connection.execute(
+        select(residency.c.replica_id, residency.c.engine_name).where(residency.c.state == "ready")
+    )
+    for replica_id, engine_name in rows:
+        ready.setdefault(replica_id, set()).add(engine_name)
+    found = (await connection.execute(select(tables.replicas).order_by(tables.replicas.c.id))).mappings()
+    return tuple(
+        SnapshotReplica(row["id"], row["socket"], row["epoch"], row["state"], frozenset(ready.get(row["id"], ())))
+        for row in found
+    )
+
+
+async def _keys(connection: AsyncConnection) -> dict[str, SnapshotKey]:
+    rows = (await connection.execute(select(tables.api_keys).where(tables.api_keys.c.revoked_at.is_(None)))).mappings()
+    return {
+        row["hash"]: SnapshotKey(row["id"], row["name"], row["project_id"], frozenset(row["scopes"]), row["expires_at"])
+        for row in rows
+    }
+
+
+class RoutingTable:
+    """The current snapshot, and the loop that keeps it current."""
+
+    def __init__(self, database: Database, path: Path, bases: Mapping[str, SnapshotBase]) -> None:
+        self._database = database
+        self._path = path
+        self._bases = dict(bases)
+        self._lock = asyncio.Lock()
+        self._listeners: list[Callable[[Snapshot], None]] = []
+        self._saved_revision = -1
+        self._seen_at: float | None = None
+        self.current = Snapshot(revision=-1, bases=self._bases)
+        self.failed_refreshes = 0
+        self.failed_saves = 0
+        self.refused_files = 0
+
+    def on_change(self, listener: Callable[[Snapshot], None]) -> None:
+        """Call `listener` with each new snapshot."""
+        self._listeners.append(listener)
+
+    @property
+    def is_loaded(self) -> bool:
+        """Whether there is a table at all, from the database or from disk."""
+        return self.current.revision >= 0
+
+    @property
+    def age_s(self) -> float:
+        """Time since the database last confirmed the table; infinite before it ever did."""
+        return float("inf") if self._seen_at is None else time.monotonic() - self._seen_at
+
+    async def refresh(self) -> Snapshot:
+        """See every change that was committed before this call. Raises `Unavailable` when the database cannot tell."""
+        async with self._lock:
+            async with self._database.read() as connection:
+                if self._seen_at is None or await read_revision(connection) != self.current.revision:
+                    self._install(await load_snapshot(connection, self._bases))
+            self._seen_at = time.monotonic()
+            return self.current
+
+    async def run(self) -> None:
+        """Follow the database until cancelled. Whatever goes wrong, the last good table serves on."""
+        was_failing = False
+        while True:
+            try:
+                await self.refresh()
+                await self.save()
+                was_failing = False
+            except Exception as error:
+                self.failed_refreshes += 1
+                if not was_failing:
+                    known = isinstance(error, GatewayError)
+                    log.error(
+                        "routing table is stale", error=str(error), revision=self.current.revision, exc_info=not known
+                    )
+                was_failing = True
+            await asyncio.sleep(POLL_INTERVAL_S)
+
+    def _install(self, snapshot: Snapshot) -> None:
+        self.current = snapshot
+        for listener in self._listeners:
+            listener(snapshot)
+
+    async def save(self) -> None:
+        """Write the table to disk if it changed; a failure is logged and counted, never raised."""
+        snapshot = self.current
+        if snapshot.revision == self._saved_revision:
+            return
+        try:
+            await asyncio.to_thread(save_snapshot, snapshot, self._path)
+        except (OSError, ValueError) as error:
+            self.failed_saves += 1
+            log.error("snapshot not saved, the last good one stays", error=str(error), path=str(self._path))
+        # Also after a failure: trying ten times a second would only fill the log.
+        self._saved_revision = snapshot.revision
+
+    def load_saved(self) -> bool:
+        """Take the table that an earlier run left on disk; False when there is none that can be trusted."""
+        try:
+            saved = load_saved_snapshot(self._path)
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError) as error:
+            self.refused_files += 1
+            log.error("saved snapshot refused", error=str(error), path=str(self._path))
+            return False
+        # The base model is what this process was started with, whatever an earlier one served.
+        self._install(replace(saved, bases=self._bases))
+        self._saved_revision = saved.revision
+        return True
+
+
+def save_snapshot(snapshot: Snapshot, path: Path) -> None:
+    """Replace the file in one step, readable by this user only: it holds the hashes of keys."""
+    content = _FORMAT.dump_json(snapshot)
+    if len(content) > MAX_SNAPSHOT_BYTES:
+        raise ValueError(f"the snapshot has {len(content)} bytes, more than {MAX_SNAPSHOT_BYTES}")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def load_saved_snapshot(path: Path) -> Snapshot:
+    """Read and check a saved snapshot. `ValueError` when it is too large or not what was written."""
+    size = path.stat().st_size
+    if size > MAX_SNAPSHOT_BYTES:
+        raise ValueError(f"{path} has {size} bytes, more than {MAX_SNAPSHOT_BYTES}")
+    try:
+        return _FORMAT.validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ValueError(
+            f"{path} is damaged: {error.error_count()} errors, first: {error.errors()[0]['msg']}"
+        ) from error
+
+
+def is_expired(key: SnapshotKey) -> bool:
+    """Whether the key's time is over."""
+    return key.expires_at is not None and key.expires_at <= now()

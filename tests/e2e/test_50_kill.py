@@ -1,0 +1,218 @@
+"""kill -9 of every part of the real stack, in the middle of its work. Runs after the others: it restarts the engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from .stack import BASE, Stack, wait_for
+from .test_40_fine_tuning import chat_rows
+
+pytestmark = pytest.mark.engine
+
+LONG = {
+    "model": BASE,
+    "messages": [{"role": "user", "content": "Write a long story about a lighthouse."}],
+    "max_tokens": 1200,
+    "temperature": 0,
+    "stream": True,
+}
+
+
+def engine_pid(stack: Stack) -> int:
+    return (
+        stack.find("vllm.entrypoints").pid
+        if _has(stack, "vllm.entrypoints")
+        else stack.find("deploy.engine.launch").pid
+    )
+
+
+def _has(stack: Stack, needle: str) -> bool:
+    return any(needle in " ".join(process.cmdline()) for process in stack.tree() if process.is_running())
+
+
+def engine_core(stack: Stack) -> psutil.Process:
+    """vLLM's own worker process: it renames itself."""
+    api_server = psutil.Process(engine_pid(stack))
+    cores = [
+        p
+        for p in api_server.children(recursive=True)
+        if "EngineCore" in " ".join(p.cmdline()) or "EngineCore" in p.name()
+    ]
+    assert cores, [p.cmdline() for p in api_server.children(recursive=True)]
+    return cores[0]
+
+
+def pids(stack: Stack, module: str) -> list[int]:
+    return [p.pid for p in stack.tree() if module in " ".join(p.cmdline())]
+
+
+def ask(stack: Stack, model: str) -> httpx.Response:
+    with stack.http() as client:
+        return client.post(
+            "/v1/chat/completions",
+            json={
+                "model": model,
+                "messages": [{"role": "user", "content": "Hello"}],
+                "max_tokens": 4,
+                "temperature": 0,
+            },
+        )
+
+
+def stream_until_cut(stack: Stack, kill: int, model: str) -> tuple[str, bool]:
+    """Start a stream, kill the process after its first lines; the rest of the text, and whether the connection broke."""
+    text, broke = "", False
+    with stack.http() as client:
+        try:
+            with client.stream("POST", "/v1/chat/completions", json=LONG | {"model": model}) as answer:
+                for number, line in enumerate(answer.iter_lines()):
+                    text += line + "\n"
+                    if number == 4:
+                        os.kill(kill, signal.SIGKILL)
+        except httpx.HTTPError:
+            broke = True
+    return text, broke
+
+
+def heal(stack: Stack, version: str) -> None:
+    """Until the stack answers again, by base and by a version."""
+    stack.wait_ready()
+
+    def answers() -> bool | None:
+        try:
+            return ask(stack, version).status_code == 200
+        except httpx.HTTPError:
+            return None
+
+    wait_for(answers, timeout_s=120, what=f"{version} answers again")
+
+
+@pytest.mark.invariant(10)
+def test_gateway_killed_in_a_stream_returns_and_the_engine_stays(stack: Stack, alpha: str) -> None:
+    engine = engine_pid(stack)
+    (gateway,) = pids(stack, "gateway.app")
+
+    _, broke = stream_until_cut(stack, gateway, BASE)
+    heal(stack, "alpha@1")
+
+    assert broke
+    assert engine_pid(stack) == engine
+    assert pids(stack, "gateway.app") != [gateway]
+
+
+@pytest.mark.invariant(10)
+def test_controller_killed_adopts_the_engine(stack: Stack, alpha: str) -> None:
+    engine = engine_pid(stack)
+    (controller,) = pids(stack, "gateway.controller")
+
+    os.kill(controller, signal.SIGKILL)
+    assert ask(stack, "alpha@1").status_code == 200
+    wait_for(
+        lambda: [pid for pid in pids(stack, "gateway.controller") if pid != controller],
+        timeout_s=30,
+        what="a new controller",
+    )
+    heal(stack, "alpha@1")
+
+    assert engine_pid(stack) == engine
+
+
+@pytest.mark.invariant(10)
+def test_rollback_survives_the_gateways_death(stack: Stack, alpha: str) -> None:
+    for target in ("alpha@1", "alpha@2"):
+        stack.post("/api/routes/alpha/promote", {"target": target, "force": True, "reason": "end-to-end test"})
+    (gateway,) = pids(stack, "gateway.app")
+
+    assert stack.post("/api/routes/alpha/rollback", {"reason": "end-to-end test"})["route"]["stable"] != "alpha@2"
+    os.kill(gateway, signal.SIGKILL)
+    heal(stack, "alpha@1")
+
+    assert stack.get("/api/routes/alpha")["stable"] != "alpha@2"
+    assert ask(stack, "alpha").headers["x-turnout-version"] != "alpha@2"
+
+
+@pytest.mark.invariant(5)
+@pytest.mark.invariant(10)
+@pytest.mark.parametrize("part", ["api_server", "engine_core"])
+def test_engine_killed_in_a_stream_comes_back_with_its_adapters(stack: Stack, alpha: str, part: str) -> None:
+    old = engine_pid(stack)
+    old_core = engine_core(stack).pid
+    victim = old if part == "api_server" else old_core
+
+    text, broke = stream_until_cut(stack, victim, "alpha@1")
+
+    assert broke or '"error"' in text
+    assert "[DONE]" not in text
+    assert "Traceback" not in text
+    during = ask(stack, "alpha@1")
+    assert during.status_code in (502, 503)
+    assert "error" in during.json()
+    heal(stack, "alpha@1")
+    assert engine_pid(stack) != old
+    assert not psutil.pid_exists(old_core) or psutil.Process(old_core).status() == psutil.STATUS_ZOMBIE
+    assert ask(stack, "alpha@2").headers["x-turnout-version"] == "alpha@2"
+
+
+@pytest.mark.heavy
+@pytest.mark.invariant(10)
+def test_trainer_killed_is_started_again_and_finishes(stack: Stack, tmp_path: Path) -> None:
+    import json
+
+    data = tmp_path / "train.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in chat_rows(64, seed=4)))
+    client = stack.client()
+    with data.open("rb") as file:
+        uploaded = client.files.create(file=file, purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(
+        model=BASE,
+        training_file=uploaded.id,
+        suffix="phoenix",
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 1, "batch_size": 8}}},
+    )
+
+    def trainer() -> psutil.Process | None:
+        found = pids(stack, "trainer.job")
+        return psutil.Process(found[0]) if found else None
+
+    running = wait_for(trainer, timeout_s=60, what="the trainer starts")
+    wait_for(
+        lambda: any(event.type == "metrics" for event in client.fine_tuning.jobs.list_events(job.id).data),
+        timeout_s=120,
+        what="training makes steps",
+    )
+    os.killpg(running.pid, signal.SIGKILL)
+
+    def ended() -> str | None:
+        status = client.fine_tuning.jobs.retrieve(job.id).status
+        return status if status in ("succeeded", "failed") else None
+
+    assert wait_for(ended, timeout_s=400, what="the job ends") == "succeeded"
+    assert len(stack.get("/api/adapters/phoenix")["versions"]) == 1
+
+
+@pytest.mark.invariant(10)
+def test_sigterm_drains_and_leaves_no_process(stack: Stack, alpha: str) -> None:
+    """The last test of the stack: it ends it."""
+    body = LONG | {"max_tokens": 150, "ignore_eos": None}
+    body.pop("ignore_eos")
+    lines: list[str] = []
+    assert stack.process is not None
+    with stack.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        for number, line in enumerate(answer.iter_lines()):
+            lines.append(line)
+            if number == 2:
+                stack.process.send_signal(signal.SIGTERM)
+
+    assert any("[DONE]" in line for line in lines), "the open stream was finished"
+    assert stack.process.wait(90) == 0
+    deadline = time.monotonic() + 20
+    while stack.tree() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [p.cmdline() for p in stack.tree()] == []

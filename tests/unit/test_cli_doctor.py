@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway.doctor import Check, cpu_flags, examine, installed
+from gateway.settings import Settings, load_settings
+
+
+def a_settings(home: Path, **values: Any) -> Settings:
+    return load_settings(None, home=home, **values)
+
+
+def look(settings: Settings, name: str) -> Check:
+    return next(check for check in examine(settings) if check.name == name)
+
+
+def a_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def test_looks_at_everything_and_gives_each_fault_a_remedy(tmp_path: Path) -> None:
+    checks = examine(a_settings(tmp_path))
+
+    names = {check.name for check in checks}
+    assert {"Python", "torch", "Memory", "Device", "Port", "Engine", "Database", "Base model"} <= names
+    assert [check.name for check in checks if check.state != "ok" and not check.remedy] == []
+
+
+def test_a_missing_base_model_is_named_with_its_remedy(tmp_path: Path) -> None:
+    check = look(a_settings(tmp_path, base_model={"path": tmp_path / "nothing"}), "Base model")
+
+    assert check.state == "missing"
+    assert "config.json" in check.found
+    assert "make base-model" in check.remedy
+
+
+def test_a_port_that_another_program_holds_is_missing(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+
+        check = look(a_settings(tmp_path, port=holder.getsockname()[1]), "Port")
+
+    assert check.state == "missing"
+    assert "TURNOUT_PORT" in check.remedy
+
+
+def test_a_free_port_is_fine(tmp_path: Path) -> None:
+    assert look(a_settings(tmp_path, port=a_port()), "Port").state == "ok"
+
+
+def test_a_sound_database_is_told_from_a_broken_one(tmp_path: Path) -> None:
+    settings = a_settings(tmp_path)
+    path = tmp_path / "turnout.db"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE t (x)")
+    connection.commit()
+    connection.close()
+    sound = look(settings, "Database")
+    path.write_bytes(b"SQLite format 3\x00" + b"\xff" * 5000)
+
+    broken = look(settings, "Database")
+
+    assert sound.state == "ok"
+    assert broken.state == "missing"
+    assert "backup" in broken.remedy
+
+
+def test_a_socket_directory_open_to_others_is_warned_of(tmp_path: Path) -> None:
+    settings = a_settings(tmp_path)
+    settings.prepare_directories()
+    private = look(settings, "Engine socket")
+    settings.run_dir.chmod(0o755)
+
+    shared = look(settings, "Engine socket")
+
+    assert private.state == "ok"
+    assert shared.state == "warning"
+    assert "chmod 700" in shared.remedy
+
+
+def test_an_engine_command_that_does_not_exist_is_missing(tmp_path: Path) -> None:
+    check = look(a_settings(tmp_path, engine={"command": ("no-such-program",)}), "Engine")
+
+    assert check.state == "missing"
+    assert "no-such-program" in check.remedy
+
+
+def test_more_memory_than_there_is_is_missing_with_the_arithmetic(tmp_path: Path) -> None:
+    check = look(a_settings(tmp_path, engine={"kv_cache_gib": 1_000_000}), "Memory")
+
+    assert check.state == "missing"
+    assert "GiB" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("text", "flag"), [("flags\t\t: fpu avx512_bf16\n", "avx512_bf16"), ("Features\t: asimd bf16\n", "bf16")]
+)
+def test_reads_cpu_flags(tmp_path: Path, text: str, flag: str) -> None:
+    path = tmp_path / "cpuinfo"
+    path.write_text(f"processor\t: 0\n{text}")
+
+    assert flag in cpu_flags(path)
+    assert cpu_flags(tmp_path / "absent") == frozenset()
+
+
+def test_versions_are_found_without_importing() -> None:
+    found = installed("pydantic", "no-such-distribution")
+
+    assert found["pydantic"]
+    assert found["no-such-distribution"] is None

@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from deploy.demo.data import make_demo_data
+from deploy.demo.report import TARGETS, as_table, make_rows, missed, write_report
+from deploy.demo.suite import NAME, write_suite
+from deploy.demo.traffic import Answer, Email, KnownAnswers, by_version, read_emails, unsticky_users, watch_switch
+from evals.config import load_suite, suite_file
+
+RIGHT = {"intent": "track", "order_id": "AB-12345", "product": "oak lamp", "urgency": "low"}
+EMAIL = Email(0, ({"role": "user", "content": "Where is it?"},), RIGHT)
+OLD, NEW = "support@2", "support@1"
+
+
+def an_answer(
+    version: str = NEW, text: str = "{}", *, sent_at: float = 0.0, done_at: float | None = None, **fields: object
+) -> Answer:
+    values = {"email": EMAIL, "user": "u", "version": version, "text": text, "digest": "d", "error": None} | fields
+    return Answer(sent_at=sent_at, done_at=sent_at + 0.1 if done_at is None else done_at, **values)  # type: ignore[arg-type]
+
+
+def test_an_answer_is_exact_only_when_every_field_is_right() -> None:
+    assert an_answer(text=json.dumps(RIGHT)).is_exact
+    assert not an_answer(text=json.dumps(RIGHT | {"urgency": "high"})).is_exact
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "Sure! {}", '{"intent": "track"}'])
+def test_an_answer_of_another_form_is_not_valid(text: str) -> None:
+    assert an_answer(text=text).parsed is None
+
+
+def test_a_user_who_met_two_versions_is_counted() -> None:
+    seen = [an_answer(NEW, user="a"), an_answer(NEW, user="a"), an_answer(NEW, user="b"), an_answer(OLD, user="b")]
+
+    assert unsticky_users(seen) == 1
+
+
+def test_a_failed_request_makes_no_user_unsticky() -> None:
+    assert unsticky_users([an_answer(NEW), an_answer("", error="boom")]) == 0
+
+
+def known_answers() -> KnownAnswers:
+    known = KnownAnswers()
+    known.learn(NEW, [an_answer(NEW, "good")])
+    known.learn(OLD, [an_answer(OLD, "bad")])
+    return known
+
+
+@pytest.mark.parametrize(
+    ("version", "text", "expected"),
+    [(NEW, "bad", True), (OLD, "good", True), (NEW, "good", False), (OLD, "bad", False), (NEW, "never seen", False)],
+)
+def test_a_text_known_from_another_version_contradicts_its_headers(version: str, text: str, expected: bool) -> None:
+    assert known_answers().contradicts(an_answer(version, text)) is expected
+
+
+def test_a_clean_switch_has_no_wrong_answer() -> None:
+    flow = [an_answer(OLD, "bad", sent_at=9.9, done_at=10.3), an_answer(NEW, "good", sent_at=10.2)]
+
+    switch = watch_switch(flow, old=OLD, started_at=10.0, completed_at=10.1, known=known_answers())
+
+    assert switch.wrong == ()
+    assert switch.took_ms == pytest.approx(100)
+    assert switch.last_old_answer_ms == pytest.approx(300)
+
+
+def test_a_request_sent_after_the_switch_and_answered_by_the_old_version_is_wrong() -> None:
+    flow = [an_answer(OLD, "bad", sent_at=10.5)]
+
+    switch = watch_switch(flow, old=OLD, started_at=10.0, completed_at=10.1, known=known_answers())
+
+    assert switch.wrong == tuple(flow)
+    assert switch.took_ms == pytest.approx(500)
+
+
+def test_headers_that_name_the_new_version_over_the_old_ones_text_are_wrong() -> None:
+    flow = [an_answer(NEW, "bad", sent_at=10.5)]
+
+    switch = watch_switch(flow, old=OLD, started_at=10.0, completed_at=10.1, known=known_answers())
+
+    assert switch.wrong == tuple(flow)
+
+
+def test_the_table_counts_arms_and_failures() -> None:
+    table = by_version(
+        [an_answer(NEW, json.dumps(RIGHT)), an_answer(NEW), an_answer("", error="boom"), an_answer(OLD)], "arms"
+    )
+
+    assert table.row_count == 3
+
+
+def test_a_figure_that_was_not_measured_does_not_hold() -> None:
+    rows = {row.metric: row for row in make_rows({}, {})}
+
+    assert rows["gate_v1"].holds is False
+    assert rows["exact_match_few_shot"].holds is None
+
+
+def test_holds_when_every_target_is_met_and_names_what_is_missed(tmp_path: Path) -> None:
+    good = {name: 0 if target is None else target for name, (_, _, target) in TARGETS.items()}
+
+    assert missed(make_rows(good, {"train_v1": 1.5})) == []
+    assert missed(make_rows(good | {"rollback_ms": 1000.5}, {})) == ["rollback_ms = 1000.5 (target <= 1000)"]
+
+    write_report(tmp_path / "report.json", make_rows(good, {"train_v1": 1.5}))
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report.keys() == {"date", "machine", "versions", "rows"}
+    assert report["rows"][-1] == {
+        "metric": "seconds_train_v1",
+        "value": 1.5,
+        "unit": "s",
+        "target": None,
+        "holds": None,
+    }
+    assert as_table(make_rows(good, {})).row_count == len(TARGETS)
+
+
+def test_the_suite_loads_and_its_data_is_there(tmp_path: Path) -> None:
+    data = make_demo_data(tmp_path / "data", 0)
+
+    suite = load_suite(write_suite(tmp_path / "suites", data))
+
+    assert suite.name == NAME
+    assert [check.kind for check in suite.ordered] == ["parity", "target", "forgetting"]
+    for check in suite.checks:
+        for name in [task.data for task in getattr(check, "tasks", ())] + (
+            [check.data] if check.kind == "target" else []
+        ):
+            assert suite_file(tmp_path / "suites" / NAME, name).is_file()
+
+
+def test_reads_requests_with_their_answers(tmp_path: Path) -> None:
+    data = make_demo_data(tmp_path / "data", 0)
+
+    emails = read_emails(data.heldout, 3)
+
+    assert [email.number for email in emails] == [0, 1, 2]
+    assert emails[0].messages[-1]["role"] == "user"
+    assert emails[0].expected.keys() == RIGHT.keys()
