@@ -152,7 +152,7 @@ class Gateway:
             loop.cancel()
         if self.recorder.queued:
             log.error("exposures lost: the database could not take them", count=self.recorder.queued)
-        await self.engines.close()
+        self.engines.close()
         await self.database.close()
         log.info("gateway is down")
 

@@ -52,7 +52,7 @@ def run(
         if wait:
             job = wait_for_job(shell, client, job.id, timeout_s=timeout)
     shell.show(
-        job, lambda: _evaluation(job) if job.is_final else f"Started {job.id}.  Next: turnout eval show {job.id}"
+        job, lambda: render_evaluation(job) if job.is_final else f"Started {job.id}.  Next: turnout eval show {job.id}"
     )
     if wait:
         raise typer.Exit(_exit_code(job))
@@ -96,7 +96,7 @@ def show(
     shell = session(context)
     with shell.client() as client:
         job = client.evaluation(job_id) if job_id else _latest(client, target)
-    shell.show(job, lambda: _evaluation(job))
+    shell.show(job, lambda: render_evaluation(job))
 
 
 def _latest(client: Client, target: str | None) -> Job:
@@ -129,7 +129,8 @@ def list_evaluations(
     )
 
 
-def _evaluation(job: Job) -> Group:
+def render_evaluation(job: Job) -> Group:
+    """Verdict, every gate with its numbers, and what was left out."""
     head = Text.assemble((str(job.spec.get("target")), "bold"), f" on {job.spec.get('suite')}: ")
     result = job.result or {}
     verdict = verdict_of(job)

@@ -158,7 +158,7 @@ def _with_remedy(refused: Refused, route: str, target: str | None) -> Refused:
 
 
 def _sentence(moved: Moved) -> str:
-    load = "needs a load" if moved.needs_load else "already loaded"
+    load = "needs a load: its requests fail until then" if moved.needs_load else "already loaded"
     return f"[bold]{moved.route.name}[/]  {moved.moved_from} → {moved.moved_to}  ({load}; {moved.took_ms:.0f} ms)"
 
 

@@ -126,17 +126,31 @@ class World:
     async def add_replica(self, *, state: str = "ready", replica_id: str = "engine-1") -> None:
         """An engine, as its supervisor would have written it."""
         async with self.database.write() as connection:
-            row = {"id": replica_id, "state": state, "socket": "/nowhere", "epoch": "e1", "self_test": "passed", "revision": 1}
+            row = {
+                "id": replica_id,
+                "state": state,
+                "socket": "/nowhere",
+                "epoch": "e1",
+                "self_test": "passed",
+                "revision": 1,
+            }
             await connection.execute(insert(tables.replicas).values(**row))
 
-    async def set_residency(self, version: AdapterVersion, state: str, *, replica_id: str = "engine-1", **why: str) -> None:
+    async def set_residency(
+        self, version: AdapterVersion, state: str, *, replica_id: str = "engine-1", **why: str
+    ) -> None:
         """A version on that engine."""
         table = tables.residency
         async with self.database.write() as connection:
             where = (table.c.replica_id == replica_id) & (table.c.engine_name == version.engine_name)
             moved = await connection.execute(update(table).where(where).values(state=state, **why))
             if moved.rowcount == 0:
-                row = {"replica_id": replica_id, "engine_name": version.engine_name, "state": state, "updated_at": now()}
+                row = {
+                    "replica_id": replica_id,
+                    "engine_name": version.engine_name,
+                    "state": state,
+                    "updated_at": now(),
+                }
                 await connection.execute(insert(table).values(**row, **why))
 
     async def rows(self, table: Any) -> list[dict[str, Any]]:
@@ -240,4 +254,16 @@ async def add_job(world: World, job: Job) -> Job:
     return job
 
 
-__all__ = ["FINISH", "PRINCIPAL", "STRANGER", "World", "a_world", "add_job", "chat_rows", "new_id", "opened_world", "run_to_end", "tick_until"]
+__all__ = [
+    "FINISH",
+    "PRINCIPAL",
+    "STRANGER",
+    "World",
+    "a_world",
+    "add_job",
+    "chat_rows",
+    "new_id",
+    "opened_world",
+    "run_to_end",
+    "tick_until",
+]

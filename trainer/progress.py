@@ -52,7 +52,8 @@ class ReportProgress(TrainerCallback):
             numbers[name.replace("loss", "mean_token_accuracy")] = float(accuracy)
         if "learning_rate" in logs:
             numbers["learning_rate"] = float(logs["learning_rate"])
-        numbers["elapsed_s"] = round(self._clock.elapsed_s(), 1)
+        numbers["tokens"] = float(state.num_input_tokens_seen)
+        numbers["elapsed_s"] = round(self._clock.elapsed_s(), 2)
         words = "validation loss" if prefix else "loss"
         self._say(Progress(f"step {state.global_step} of {state.max_steps}: {words} {loss:.4f}", numbers=numbers))
 

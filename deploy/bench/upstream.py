@@ -9,6 +9,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
 import uvloop
 
@@ -61,7 +62,7 @@ class Upstream(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the way back."""
-        self._transport = transport
+        self._transport = cast(asyncio.WriteTransport, transport)  # uvloop's are no subclasses of asyncio's
 
     def data_received(self, data: bytes) -> None:
         """Answer each request that is complete."""
@@ -86,7 +87,7 @@ class Upstream(asyncio.Protocol):
             asyncio.get_running_loop().call_soon(self._stream, place + 1)
 
     def _write(self, data: bytes) -> None:
-        if isinstance(self._transport, asyncio.WriteTransport) and not self._transport.is_closing():
+        if not self._transport.is_closing():
             self._transport.write(data)
 
 

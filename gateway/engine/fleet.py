@@ -100,7 +100,7 @@ def engine_spec(settings: Settings, replica_id: str = LOCAL_REPLICA) -> ReplicaS
     argv = (
         *program,
         *("--uds", str(socket)),
-        *("--model", str(settings.base_model.path)),
+        *("--model", str(settings.base_model.path.expanduser().resolve())),
         *("--served-model-name", settings.base_model.name),
         *("--dtype", engine.dtype),
         *("--max-model-len", str(engine.max_model_len)),

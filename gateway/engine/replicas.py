@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, assert_never
 
 import structlog
@@ -35,6 +36,8 @@ _CANARY_TOKEN = 1
 # A controller that was itself stopped for longer than this knows nothing of the engine's silence.
 _MAX_GAP_S = 3.0
 _IDLE_S = 0.25
+_TAIL_BYTES = 4096
+_MAX_LINE = 300
 
 
 # ---- Deciding -------------------------------------------------------------------------------------------------------
@@ -115,6 +118,16 @@ def backoff_s(failures: int) -> float:
 
 
 # ---- Acting ---------------------------------------------------------------------------------------------------------
+
+
+def _last_line(path: Path) -> str:
+    """How a log ends, in few words."""
+    if not path.is_file():
+        return "(empty)"
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
+        lines = file.read().decode(errors="replace").split("\n")
+    return next((line.strip()[-_MAX_LINE:] for line in reversed(lines) if line.strip()), "(empty)")
 
 
 class Pulse:
@@ -362,7 +375,8 @@ class ReplicaKeeper:
     async def _fail(self, reason: str) -> None:
         """Traffic stops first, then what is left of the process, then the guilty are looked for."""
         log.error("engine failed", replica=self._spec.id, reason=reason, log=self._spec.log)
-        await self._set_state(ReplicaState.FAILED, reason=f"{reason}; its log is {self._spec.log}")
+        last = await asyncio.to_thread(_last_line, Path(self._spec.log))
+        await self._set_state(ReplicaState.FAILED, reason=f"{reason}; its log {self._spec.log} ends: {last}")
         self._failures += 1
         await self.close()
         self._pulse = None

@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ..database import now
-from ..errors import Refused
+from ..errors import NotFound, Refused
 from ..keys import ApiKey, Keys
 from ..registry.models import AdapterVersion
 from ..registry.service import Registry
@@ -23,12 +23,14 @@ from ..settings import Settings
 from .local import Jobs
 from .models import EvaluationSpec, FineTuningSpec, Job, JobKind, ProcessSpec, VerifySpec
 from .output import LOG_FILE, PROGRESS_FILE, RESULT_FILE
+from .store import JobStore
 from .suites import Suites, copy_suite, suite_digest
 from .training import training_config
 
 ACTOR = "controller"
 MAX_ATTEMPT_S = 7 * 24 * 3600.0
 KEY_LIFETIME = timedelta(days=1)
+MAX_ANCESTORS = 50
 
 PROGRAMS: Mapping[JobKind, tuple[str, ...]] = {
     JobKind.FINE_TUNING: (sys.executable, "-m", "trainer.job"),
@@ -36,8 +38,7 @@ PROGRAMS: Mapping[JobKind, tuple[str, ...]] = {
     JobKind.EVALUATION: (sys.executable, "-m", "evals.job"),
 }
 SPEC_FILE = "spec.json"
-REPORT_FILE = "report.md"
-_KEPT = frozenset({LOG_FILE, PROGRESS_FILE, RESULT_FILE, REPORT_FILE})
+_KEPT = frozenset({LOG_FILE, PROGRESS_FILE, RESULT_FILE, "report.md", "report.json"})
 # glibc's allocator hands memory back after every training step and fetches it again: a quarter of the time on CPU.
 _MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
@@ -52,6 +53,7 @@ class Launcher:
     def __init__(
         self,
         settings: Settings,
+        store: JobStore,
         registry: Registry,
         keys: Keys,
         suites: Suites,
@@ -60,6 +62,7 @@ class Launcher:
         programs: Mapping[JobKind, tuple[str, ...]] = PROGRAMS,
     ) -> None:
         self._settings = settings
+        self._store = store
         self._registry = registry
         self._keys = keys
         self._suites = suites
@@ -140,8 +143,26 @@ class Launcher:
             "reference": str(self._settings.references_dir / f"{version.digest}.json"),
             "scores_dir": str(self._settings.scores_dir),
             "look": spec.look,
+            "training_files": [str(path) for path in await self._training_files(version)],
+            "engine_dtype": self._settings.engine.dtype,
             "threads": job_threads(self._settings),
         }
+
+    async def _training_files(self, version: AdapterVersion) -> list[Path]:
+        """What the version and its ancestors were trained on, as far as it was uploaded here and is still there."""
+        found: list[Path] = []
+        for _ in range(MAX_ANCESTORS):
+            if version.job_id is not None:
+                spec = (await self._store.get(version.job_id)).spec
+                if isinstance(spec, FineTuningSpec):
+                    found.append(self._settings.files_dir / spec.training_file)
+            if version.parent is None:
+                break
+            try:
+                version = await self._registry.version(version.parent)
+            except NotFound:  # trained on from a version of another server
+                break
+        return [path for path in found if path.is_file()]
 
     async def _checked_version(self, name: str) -> AdapterVersion:
         version = await self._registry.version(name)

@@ -67,7 +67,7 @@ class LocalJobs:
         if time.monotonic() > self._deadlines.get(name, float("inf")):
             log.warning("attempt outlived its time", job=job_id, attempt=attempt)
             await self.cancel(job_id, attempt)
-            return ProcessStatus(state=ProcessState.LOST)
+            return ProcessStatus(state=ProcessState.FAILED)
         return ProcessStatus(state=ProcessState.RUNNING)
 
     async def cancel(self, job_id: str, attempt: int) -> None:

@@ -37,7 +37,7 @@ from .models import (
     ProcessState,
     VerifySpec,
 )
-from .output import LOG_FILE, log_tail, read_progress, read_result
+from .output import log_tail, read_progress, read_result
 from .residence import Residence, residence_of
 from .state_machine import first_state, next_to_start, retry_delay_s
 from .store import JobStore, hash_token
@@ -48,6 +48,7 @@ from .verification import install_reference
 log = structlog.get_logger(__name__)
 
 MAX_WARNINGS_TOLD = 10
+MAX_LOST = 10  # attempts that a stop or crash of the whole server may cost a job; they are no fault of its own
 
 
 class JobReconciler:
@@ -69,9 +70,9 @@ class JobReconciler:
         self._database = database
         self._settings = settings
         self._registry = registry
-        self._driver = driver or LocalJobs(processes)
-        self._launcher = Launcher(settings, registry, keys, suites, self._driver, programs=programs)
         self._store = JobStore(database)
+        self._driver = driver or LocalJobs(processes)
+        self._launcher = Launcher(settings, self._store, registry, keys, suites, self._driver, programs=programs)
         self._retry_delay_s = retry_delay_s
         # What follows is lost with the process, and that does no harm: it only delays.
         self._heard: dict[tuple[str, int], float] = {}  # when an attempt last said something, monotonic
@@ -228,8 +229,8 @@ class JobReconciler:
             silent_s = time.monotonic() - heard
             if silent_s > self._settings.jobs.heartbeat_timeout_s:
                 await self._crashed(job, f"said nothing for {silent_s:.0f} s")
-        elif status.state is ProcessState.LOST and not (directory / LOG_FILE).exists():
-            message = "the controller stopped before the attempt began; starting it again"
+        elif status.state is ProcessState.LOST and await self._store.count_attempts(job.id, "lost") < MAX_LOST:
+            message = "the attempt ended while no controller watched it; starting again"
             await self._requeue(job, outcome="lost", message=message)
         else:
             await self._crashed(job, _exit_reason(status.exit_code))
@@ -390,7 +391,7 @@ class JobReconciler:
     async def _crashed(self, job: Job, why: str) -> None:
         """An attempt died without a word. Make sure of it, then try again or give up with what its log says."""
         await self._driver.cancel(job.id, job.attempt)
-        crashes = await self._store.crashes(job.id) + 1
+        crashes = await self._store.count_attempts(job.id, "crashed") + 1
         directory = attempt_directory(self._settings, job.id, job.attempt)
         tail = await asyncio.to_thread(log_tail, directory, home=self._settings.home)
         cause = f"attempt {job.attempt} {why}" + (f": {tail}" if tail else "")

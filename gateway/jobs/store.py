@@ -147,15 +147,15 @@ class JobStore:
             ).one()
 
     async def finish_attempt(self, connection: AsyncConnection, job_id: str, attempt: int, outcome: str) -> None:
-        """Close an attempt: succeeded, failed, crashed, lost, cancelled."""
+        """Close an attempt that is open: succeeded, failed, crashed, lost, cancelled."""
         table = tables.job_attempts
         where = and_(table.c.job_id == job_id, table.c.attempt == attempt, table.c.finished_at.is_(None))
         await connection.execute(update(table).where(where).values(finished_at=now(), outcome=outcome))
 
-    async def crashes(self, job_id: str) -> int:
-        """How many attempts died."""
+    async def count_attempts(self, job_id: str, outcome: str) -> int:
+        """How many attempts ended so."""
         table = tables.job_attempts
-        query = select(func.count()).where(table.c.job_id == job_id, table.c.outcome == "crashed")
+        query = select(func.count()).where(table.c.job_id == job_id, table.c.outcome == outcome)
         async with self._database.read() as connection:
             return int((await connection.execute(query)).scalar_one())
 

@@ -24,6 +24,8 @@ PRINCIPAL = "turnout.principal"
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _RESPONSES = "/v1/responses"
 # A host with one of these is read differently by different parsers (CVE-2026-48710): nothing is decided on it.
+# The only paths whose handlers read a form, part by part; elsewhere the content type is just a client's word.
+_UPLOAD_PATH = re.compile(r"/v1/files|/api/adapters/[^/]+/versions")
 _BAD_HOST = re.compile(rb"[^A-Za-z0-9._:\[\]-]")
 _LOOPBACK_HOST = re.compile(rb"^(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?$")
 _LOOPBACK_ORIGIN = re.compile(rb"^https?://(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?$")
@@ -144,7 +146,9 @@ class Front:
             await self._hand_on(principal, scope, receive, send)
 
     async def _hand_on(self, principal: Principal, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = (header(scope, b"content-type") or b"").lower().startswith(b"multipart/form-data")
+        is_upload = _UPLOAD_PATH.fullmatch(scope["path"]) and (
+            header(scope, b"content-type") or b""
+        ).lower().startswith(b"multipart/form-data")
         if not is_upload:  # uploads have caps of their own, per part
             try:
                 check_declared_size(scope, max_bytes=self._max_body_bytes)

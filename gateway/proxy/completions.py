@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from contextlib import suppress
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 import orjson
@@ -22,7 +22,7 @@ from ..metrics import Metrics
 from ..routing.table import RoutingTable, SnapshotReplica
 from .answers import StreamRewriter, engine_error, rewrite_whole
 from .asgi import ClientGone, Headers, Receive, Scope, Send, header, read_body
-from .cutting import Cutter, Reason, Timeouts
+from .cutting import Cutter, Cutters, Reason, Timeouts
 from .errors import render, sse_event, status_of
 from .exchange import Exchange
 from .fields import Bounds, CompletionRequest, Endpoint, read_request
@@ -67,26 +67,22 @@ class Completions:
         self._salt_secret = hmac.digest(secret, b"turnout cache salt", "sha256")
         self._salts: dict[str, str] = {}
         self._max_body_bytes = max_body_bytes
-        self._timeouts = timeouts
-        self._open: set[Cutter] = set()
+        self._cutters = Cutters(timeouts)
 
     def cut_all(self, reason: Reason) -> None:
         """End every open request: streams with an error event, the others with an error."""
-        for cutter in list(self._open):
-            cutter.cut(reason)
+        self._cutters.cut_all(reason)
 
     async def answer(self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
-        cutter = Cutter(self._timeouts)
-        self._open.add(cutter)
+        cutter = self._cutters.open()
         try:
             failure = await self._try(endpoint, exchange, cutter, scope, receive, send)
             cutter.close()
             if failure is not None:
                 await self._report(exchange, failure, send)
         finally:
-            cutter.close()
-            self._open.discard(cutter)
+            self._cutters.close(cutter)
             self._count(exchange)
 
     async def _try(
@@ -119,7 +115,7 @@ class Completions:
         principal = exchange.principal
         principal.require("inference")
         body = await read_body(scope, receive, max_bytes=self._max_body_bytes)
-        cutter.body_is_read()
+        cutter.is_reading_body = False
         is_evaluator = "evaluate" in principal.scopes
         request = read_request(
             endpoint, _parse(body), self._bounds, is_evaluator=is_evaluator, sticky=_sticky_header(scope)
@@ -252,7 +248,7 @@ async def _pass_whole(
     )
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
     await exchange.begin(200, headers, send)
-    cutter.sending_since = perf_counter()
+    cutter.sending_since = monotonic()
     await send({"type": "http.response.body", "body": content, "more_body": False})
     cutter.close()
 
@@ -280,7 +276,7 @@ async def _pass_stream(
             exchange.first_token_at = perf_counter()
             await exchange.begin(200, _STREAM_HEADERS, send)
         # uvicorn waits here while the client's buffer is full, and no more is read from the engine meanwhile.
-        cutter.sending_since = perf_counter()
+        cutter.sending_since = monotonic()
         await send({"type": "http.response.body", "body": events, "more_body": not rewriter.is_done})
         cutter.sending_since = None
         if rewriter.is_done:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic
 from typing import Any, Literal
 
 BODY_TIMEOUT_S = 30.0
 SLOW_CLIENT_TIMEOUT_S = 30.0
+_SWEEPS_IN_A_TIMEOUT = 8
+_LONGEST_SWEEP_S = 0.25
 
 Reason = Literal["disconnect", "deadline", "body_timeout", "slow_client", "shutdown"]
 
@@ -25,22 +27,15 @@ class Timeouts:
 class Cutter:
     """Cancels the task of one request, once, and tells afterwards why."""
 
-    __slots__ = ("_deadline", "_look_again", "_slow_client_s", "_task", "reason", "sending_since")
+    __slots__ = ("_task", "deadline", "is_reading_body", "reason", "sending_since", "started")
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
-        loop = asyncio.get_running_loop()
-        self._slow_client_s = timeouts.slow_client_s
-        self._deadline = loop.call_later(timeouts.request_s, self.cut, "deadline")
-        self._look_again = loop.call_later(timeouts.body_s, self.cut, "body_timeout")
+        self.started = monotonic()
+        self.deadline = self.started + timeouts.request_s
+        self.is_reading_body = True
         self.reason: Reason | None = None
         self.sending_since: float | None = None
-
-    def body_is_read(self) -> None:
-        """From reading to answering: now the client must take what it is sent."""
-        self._look_again.cancel()
-        if self._task is not None:
-            self._look_again = self._task.get_loop().call_later(self._slow_client_s / 2, self._look)
 
     def cut(self, reason: Reason) -> None:
         """End the request, unless it has ended already."""
@@ -57,13 +52,53 @@ class Cutter:
     def close(self) -> None:
         """From now on nothing is cut."""
         self._task = None
-        self._deadline.cancel()
-        self._look_again.cancel()
 
-    def _look(self) -> None:
-        if self._task is None:
-            return
-        if self.sending_since is not None and perf_counter() - self.sending_since >= self._slow_client_s:
-            self.cut("slow_client")
-            return
-        self._look_again = self._task.get_loop().call_later(self._slow_client_s / 4, self._look)
+
+class Cutters:
+    """All open requests, looked over a few times a second: a timer for each would cost more than the rest of this."""
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        self.timeouts = timeouts
+        self._open: set[Cutter] = set()
+        self._is_armed = False
+        shortest = min(timeouts.request_s, timeouts.body_s, timeouts.slow_client_s)
+        self._interval_s = min(_LONGEST_SWEEP_S, shortest / _SWEEPS_IN_A_TIMEOUT)
+
+    def open(self) -> Cutter:
+        """The cutter of the request that the current task answers."""
+        cutter = Cutter(self.timeouts)
+        self._open.add(cutter)
+        if not self._is_armed:
+            self._arm()
+        return cutter
+
+    def close(self, cutter: Cutter) -> None:
+        """The request is over."""
+        cutter.close()
+        self._open.discard(cutter)
+
+    def cut_all(self, reason: Reason) -> None:
+        """End every open request."""
+        for cutter in list(self._open):
+            cutter.cut(reason)
+
+    def _arm(self) -> None:
+        self._is_armed = True
+        asyncio.get_running_loop().call_later(self._interval_s, self._sweep)
+
+    def _sweep(self) -> None:
+        self._is_armed = False
+        now = monotonic()
+        for cutter in list(self._open):
+            reason = self._overdue(cutter, now)
+            if reason is not None:
+                cutter.cut(reason)
+        if self._open:
+            self._arm()
+
+    def _overdue(self, cutter: Cutter, now: float) -> Reason | None:
+        if cutter.sending_since is not None and now - cutter.sending_since >= self.timeouts.slow_client_s:
+            return "slow_client"
+        if cutter.is_reading_body and now - cutter.started >= self.timeouts.body_s:
+            return "body_timeout"
+        return "deadline" if now >= cutter.deadline else None

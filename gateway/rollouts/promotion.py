@@ -211,7 +211,7 @@ class Promotions:
             found = await _newest_verdict(connection, version, suite, digest, project_id=route.project_id)
             if found is None:
                 raise Refused(
-                    f"{version.name} was not evaluated on {suite!r} as it is now: run `turnout eval {version.name} {suite}`",
+                    f"{version.name} was not evaluated on {suite!r} as it is now: run `turnout eval run {version.name} --suite {suite}`",
                     code="gate_missing",
                 )
             if found != Verdict.PASSED:

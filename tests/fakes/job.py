@@ -24,7 +24,9 @@ def main(orders: Path, kind: str, directory: Path) -> None:
     spec = work.spec()
     number = int(directory.name)
     (orders / f"seen-{directory.parent.name}-{number}.json").write_text(
-        json.dumps({"pid": os.getpid(), "env": dict(os.environ), "cwd": str(Path.cwd()), "spec": spec, "argv": sys.argv})
+        json.dumps(
+            {"pid": os.getpid(), "env": dict(os.environ), "cwd": str(Path.cwd()), "spec": spec, "argv": sys.argv}
+        )
     )
     known = json.loads((orders / f"{kind}.json").read_text())
     order = known[min(number, len(known)) - 1]

@@ -15,20 +15,29 @@ from .answers import logprob
 
 @dataclass
 class StubTarget:
-    """What stands behind a name: the digest in the headers, the identity that answers, and what it says in a chat."""
+    """What stands behind a name: the digest in the headers, the identity that answers, and what it says in a chat.
+
+    `knows` overrides the log-probability of a token after a prompt where it has an opinion.
+    """
 
     digest: str
     identity: str
     chat: Callable[[list[dict[str, str]]], str] = lambda messages: "nothing"
+    knows: Callable[[list[int], int], float | None] = lambda prompt, token: None
 
 
 @dataclass
 class StubGateway:
-    """An HTTP server on a loopback port, in a thread of its own. `fail_next` answers that many requests with 503."""
+    """An HTTP server on a loopback port, in a thread of its own.
+
+    `fail_next` answers that many requests with 503; `fails_after` all that come after so many.
+    """
 
     targets: dict[str, StubTarget]
     engine: str = "vllm-0.32.0-fake"
     fail_next: int = 0
+    fails_after: int | None = None
+    restarts_after: int | None = None
     asked: list[dict[str, Any]] = field(default_factory=list)
     url: str = ""
 
@@ -63,7 +72,12 @@ class StubGateway:
         body = await request.json()
 
         def choice(target: StubTarget) -> dict[str, Any]:
-            found = {f"token_id:{t}": logprob(target.identity, body["prompt"], t) for t in body["logprob_token_ids"]}
+            prompt = body["prompt"]
+            values = {t: target.knows(prompt, t) for t in body["logprob_token_ids"]}
+            found = {
+                f"token_id:{token}": logprob(target.identity, prompt, token) if value is None else value
+                for token, value in values.items()
+            }
             best = max(found, key=lambda token: found[token])
             return {"text": "x", "finish_reason": "length", "logprobs": {"tokens": [best], "top_logprobs": [found]}}
 
@@ -81,8 +95,10 @@ class StubGateway:
 
     def _answer(self, body: dict[str, Any], choice: Callable[[StubTarget], dict[str, Any]]) -> web.Response:
         self.asked.append(body)
-        if self.fail_next:
-            self.fail_next -= 1
+        if self.restarts_after is not None and len(self.asked) > self.restarts_after:
+            self.engine = "another engine"
+        if self.fail_next or (self.fails_after is not None and len(self.asked) > self.fails_after):
+            self.fail_next = max(self.fail_next - 1, 0)
             return web.json_response({"error": {"message": "engine restarts"}}, status=503)
         target = self.targets.get(body["model"])
         if target is None:

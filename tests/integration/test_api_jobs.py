@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import httpx2
 import openai
 import pytest
 import uvicorn
@@ -42,20 +43,24 @@ class Api:
     gateway: Gateway
     tmp_path: Path
 
-    async def client(self, *scopes: str, project_id: str = "proj_default") -> httpx.AsyncClient:
+    async def key(self, *scopes: str, project_id: str = "proj_default") -> str:
         name = "-".join((*scopes, project_id, os.urandom(3).hex()))
         _, raw = await self.gateway.keys.create(name, scopes, actor="test", project_id=project_id)
         await self.gateway.table.refresh()
+        return raw
+
+    async def client(self, *scopes: str, project_id: str = "proj_default") -> httpx.AsyncClient:
         return httpx.AsyncClient(
-            transport=httpx.ASGITransport(app=self.gateway.front),  # type: ignore[arg-type]
+            transport=httpx.ASGITransport(app=self.gateway.front),
             base_url="http://gateway",
-            headers={"authorization": f"Bearer {raw}"},
+            headers={"authorization": f"Bearer {await self.key(*scopes, project_id=project_id)}"},
         )
 
     async def sdk(self) -> AsyncOpenAI:
-        http = await self.client("train")
-        key = http.headers["authorization"].removeprefix("Bearer ")
-        return AsyncOpenAI(base_url="http://gateway/v1", api_key=key, http_client=http, max_retries=0)
+        http = httpx2.AsyncClient(transport=httpx2.ASGITransport(app=self.gateway.front))
+        return AsyncOpenAI(
+            base_url="http://gateway/v1", api_key=await self.key("train"), http_client=http, max_retries=0
+        )
 
     async def publish(self, client: httpx.AsyncClient, *, seed: int = 0, adapter: str = "support") -> httpx.Response:
         folder = make_bundle(self.tmp_path / f"bundle-{seed}", self.gateway.services.registry.base, seed=seed)
@@ -71,7 +76,11 @@ class Api:
 
 
 def bundle_files(folder: Path) -> dict[str, tuple[str, bytes]]:
-    names = {"adapter_config": "adapter_config.json", "adapter_model": "adapter_model.safetensors", "manifest": "manifest.json"}
+    names = {
+        "adapter_config": "adapter_config.json",
+        "adapter_model": "adapter_model.safetensors",
+        "manifest": "manifest.json",
+    }
     return {field: (name, (folder / name).read_bytes()) for field, name in names.items() if (folder / name).is_file()}
 
 
@@ -121,7 +130,12 @@ async def test_files_with_openais_client(api: Api) -> None:
 
         FileObject.model_validate(made.model_dump(), strict=True)
         assert made == shown
-        assert (made.bytes, made.filename, made.purpose, made.status) == (len(ROWS), "train.jsonl", "fine-tune", "processed")
+        assert (made.bytes, made.filename, made.purpose, made.status) == (
+            len(ROWS),
+            "train.jsonl",
+            "fine-tune",
+            "processed",
+        )
         assert listed == [second.id, made.id]
         assert oldest_first == [made.id, second.id]
         assert content == ROWS
@@ -205,6 +219,15 @@ async def test_malformed_bodies_leave_nothing(api: Api, body: bytes, code: str, 
     assert leftovers(api) == []
 
 
+async def test_only_uploads_are_read_beyond_the_cap_of_bodies(api: Api) -> None:
+    body = b"x" * (api.gateway.settings.limits.request_bytes + 1)
+    async with await api.client("train") as client:
+        for path in ("/v1/fine_tuning/jobs", "/api/evaluations", "/api/jobs/x/cancel"):
+            headers = {"content-type": "multipart/form-data; boundary=B"}
+            answer = await client.post(path, content=body, headers=headers)
+            assert answer.status_code == 413, path
+
+
 async def test_a_file_that_a_job_needs_is_not_deleted(api: Api) -> None:
     async with await api.sdk() as client:
         file = await client.files.create(file=("train.jsonl", ROWS), purpose="fine-tune")
@@ -222,7 +245,9 @@ async def test_a_file_that_a_job_needs_is_not_deleted(api: Api) -> None:
 def small_disk(request: pytest.FixtureRequest, api: Api) -> Any:
     """64 kB under one of the home's directories."""
     path: Path = getattr(api.gateway.settings, request.param)
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], capture_output=True, check=False)
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(path)], capture_output=True, check=False
+    )
     if made.returncode != 0:
         pytest.skip("mounting a small disk needs root")
     yield path
@@ -278,7 +303,11 @@ async def test_fine_tuning_with_openais_client(api: Api) -> None:
         assert job == shown
         assert (job.status, job.model, job.seed, job.metadata) == ("validating_files", "tiny", 11, {"team": "help"})
         assert (job.fine_tuned_model, job.finished_at, job.error, job.trained_tokens) == (None, None, None, None)
-        assert job.hyperparameters.model_dump() == {"batch_size": "auto", "learning_rate_multiplier": "auto", "n_epochs": 2}
+        assert job.hyperparameters.model_dump() == {
+            "batch_size": "auto",
+            "learning_rate_multiplier": "auto",
+            "n_epochs": 2,
+        }
         assert job.method is not None
         assert job.method.type == "supervised"
         FineTuningJobEvent.model_validate(events.data[0].model_dump(), strict=True)
@@ -355,7 +384,9 @@ async def test_an_idempotency_key_makes_one_job(api: Api) -> None:
         body = {"model": "tiny", "training_file": made.json()["id"]}
         key = {"idempotency-key": "nightly-1"}
 
-        answers = await asyncio.gather(*(client.post("/v1/fine_tuning/jobs", json=body, headers=key) for _ in range(50)))
+        answers = await asyncio.gather(
+            *(client.post("/v1/fine_tuning/jobs", json=body, headers=key) for _ in range(50))
+        )
         other = await client.post("/v1/fine_tuning/jobs", json=body | {"seed": 9}, headers=key)
         listed = await client.get("/v1/fine_tuning/jobs")
 
@@ -407,7 +438,7 @@ async def test_publishing_twice_gives_the_same_version(api: Api) -> None:
     assert first.json()["served_as"] == f"support.v1.{first.json()['digest'][:12]}"
     assert listed == [shown]
     assert [version["version"] for version in shown["versions"]] == [1]
-    assert [path for path in leftovers(api)] == []
+    assert leftovers(api) == []
 
 
 async def test_a_version_is_shown_with_all_that_is_known_of_it(api: Api) -> None:
@@ -440,9 +471,7 @@ PARTS: list[tuple[str, dict[str, tuple[str, bytes]], int, str]] = [
 
 
 @pytest.mark.parametrize(("parts", "status", "code"), [row[1:] for row in PARTS], ids=[row[0] for row in PARTS])
-async def test_bundles_that_are_refused(
-    api: Api, parts: dict[str, tuple[str, bytes]], status: int, code: str
-) -> None:
+async def test_bundles_that_are_refused(api: Api, parts: dict[str, tuple[str, bytes]], status: int, code: str) -> None:
     folder = make_bundle(api.tmp_path / "bundle", api.gateway.services.registry.base)
     async with await api.client("train") as client:
         answer = await client.post("/api/adapters/support/versions", files=bundle_files(folder) | parts)
@@ -540,7 +569,11 @@ async def test_an_evaluation_is_not_run_again_once_there_is_a_verdict(api: Api) 
 
         await judge(api, first.json()["id"], "inconclusive")
         settled = await client.post("/api/evaluations", json=body)
-        assert (settled.status_code, settled.json()["id"], settled.json()["state"]) == (200, first.json()["id"], "succeeded")
+        assert (settled.status_code, settled.json()["id"], settled.json()["state"]) == (
+            200,
+            first.json()["id"],
+            "succeeded",
+        )
         larger = await client.post("/api/evaluations", json=body | {"larger_look": True})
         assert (larger.status_code, larger.json()["spec"]["look"]) == (201, 2)
 
@@ -564,7 +597,9 @@ async def judge(api: Api, job_id: str, verdict: str) -> None:
     async with api.gateway.database.write() as connection:
         await store_verdict(connection, new, job)
         await connection.execute(
-            update(tables.jobs).where(tables.jobs.c.id == job_id).values(state="succeeded", finished_at=now(), result=data)
+            update(tables.jobs)
+            .where(tables.jobs.c.id == job_id)
+            .values(state="succeeded", finished_at=now(), result=data)
         )
 
 
@@ -637,7 +672,11 @@ PATHS = [
 async def test_an_inference_key_reaches_none_of_it(api: Api) -> None:
     async with await api.client("inference", "preview") as client:
         for method, path in PATHS:
-            body = {"json": {"model": "tiny", "training_file": "f", "target": "a@1", "suite": "s"}} if method == "POST" else {}
+            body = (
+                {"json": {"model": "tiny", "training_file": "f", "target": "a@1", "suite": "s"}}
+                if method == "POST"
+                else {}
+            )
             answer = await client.request(method, path, **body)  # type: ignore[arg-type]
             assert error_of(answer)[:2] == (403, "insufficient_scope"), (method, path)
 
@@ -693,5 +732,3 @@ async def test_the_audit_log_is_for_admins_and_comes_in_pages(api: Api) -> None:
     assert not whole["has_more"]
     assert [(entry["action"], entry["after"]["filename"]) for entry in mine] == [("file.create", "t")]
     assert {"key.create", "version.publish", "file.create"} <= {entry["action"] for entry in whole["data"]}
-
-

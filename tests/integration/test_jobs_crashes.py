@@ -149,7 +149,9 @@ async def test_a_cut_at_any_commit_changes_nothing_of_the_outcome(tmp_path: Path
 
 
 @pytest.mark.invariant(10)
-async def test_a_cut_between_the_bundle_and_its_row_publishes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_cut_between_the_bundle_and_its_row_publishes_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with a_world(tmp_path / "home") as world:
         job = await world.fine_tuning()
         record = world.registry._record
@@ -216,6 +218,47 @@ async def test_a_job_that_died_with_its_controller_is_started_again(tmp_path: Pa
         assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
 
 
+async def test_stopping_the_server_does_not_use_up_a_jobs_attempts(tmp_path: Path) -> None:
+    async with a_world(tmp_path / "home", max_attempts=1) as world:
+        world.order(JobKind.FINE_TUNING, {"do": "hang"}, {"do": "hang"}, {"do": "finish"})
+        job = await world.fine_tuning()
+        for attempt in (1, 2):
+            processes = world.processes()
+            reconciler = world.reconciler(processes=processes)
+
+            async def started(attempt: int = attempt) -> bool:
+                return world.has_started(job, attempt)
+
+            await tick_until(reconciler, started)
+            await processes.stop_all(grace_s=0.1)
+
+        ended = await run_to_end(world, world.reconciler(), job)
+
+        assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 3)
+
+
+async def test_an_attempt_that_is_lost_again_and_again_is_given_up(tmp_path: Path) -> None:
+    async with a_world(tmp_path / "home", max_attempts=1) as world:
+        job = await world.fine_tuning()
+
+        ended = await run_to_end(world, world.reconciler(driver=Nowhere()), job)
+
+        assert (ended.state, ended.error_code, ended.attempt) == (JobState.FAILED, "crashed", 11)
+
+
+class Nowhere:
+    """A driver whose attempts vanish."""
+
+    async def submit(self, spec: ProcessSpec) -> None:
+        return
+
+    async def status(self, job_id: str, attempt: int) -> ProcessStatus:
+        return ProcessStatus(state=ProcessState.LOST)
+
+    async def cancel(self, job_id: str, attempt: int) -> None:
+        return
+
+
 async def test_leftovers_of_ended_jobs_are_swept_at_the_start(tmp_path: Path) -> None:
     async with a_world(tmp_path / "home") as world:
         job = await run_to_end(world, world.reconciler(), await world.fine_tuning())
@@ -278,9 +321,7 @@ async def test_an_attempt_that_outlives_its_time_is_ended(tmp_path: Path) -> Non
         output = tmp_path / "out"
         output.mkdir()
         argv = (sys.executable, "-c", "import time; time.sleep(60)")
-        await driver.submit(
-            ProcessSpec(job_id="j", attempt=1, argv=argv, env={}, output=str(output), timeout_s=0.0)
-        )
+        await driver.submit(ProcessSpec(job_id="j", attempt=1, argv=argv, env={}, output=str(output), timeout_s=0.0))
 
-        assert (await driver.status("j", 1)).state is ProcessState.LOST
+        assert (await driver.status("j", 1)).state is ProcessState.FAILED
         assert (await world.processes().status("j.1")).state == "absent"

@@ -17,6 +17,7 @@ from gateway.jobs.models import Job, JobKind, JobResult, JobState
 from gateway.jobs.suites import suite_digest
 from gateway.processes import look_at
 from gateway.registry.models import VersionState
+from tests.corpus import make_bundle
 from tests.jobs_world import FINISH, PRINCIPAL, World, a_world, chat_rows, run_to_end, tick_until
 
 
@@ -61,7 +62,9 @@ async def test_a_fine_tuning_job_trains_publishes_verifies_and_succeeds(world: W
     assert ended.result["metrics"] == {"loss": 0.25, "worst": None}
     version = await world.registry.version("support@1")
     assert (version.state, version.job_id, version.created_by) == (VersionState.VERIFIED, job.id, "key:tester")
-    assert json.loads((world.settings.references_dir / f"{version.digest}.json").read_text())["digest"] == version.digest
+    assert (
+        json.loads((world.settings.references_dir / f"{version.digest}.json").read_text())["digest"] == version.digest
+    )
     messages = await world.messages(job)
     assert messages[0] == f"Created fine-tuning job: {job.id}"
     assert messages[1:] == [
@@ -170,7 +173,11 @@ async def test_a_finished_job_keeps_its_log_and_gives_its_disk_back(world: World
 
     await run_to_end(world, world.reconciler(), job)
 
-    assert sorted(path.name for path in world.attempt_dir(job).iterdir()) == ["log.txt", "progress.jsonl", "result.json"]
+    assert sorted(path.name for path in world.attempt_dir(job).iterdir()) == [
+        "log.txt",
+        "progress.jsonl",
+        "result.json",
+    ]
     assert [path.name for path in world.attempt_dir(job).parent.iterdir()] == ["1"]
 
 
@@ -206,7 +213,9 @@ async def test_a_version_that_the_probe_quarantines_fails_its_job_with_the_cause
 
     await tick_until(reconciler, verified)
     version = await served.registry.version("support@1")
-    await served.registry.set_state(version.id, VersionState.QUARANTINED, code="parity", reason="off by 2 nats", actor="t")
+    await served.registry.set_state(
+        version.id, VersionState.QUARANTINED, code="parity", reason="off by 2 nats", actor="t"
+    )
 
     ended = await run_to_end(served, reconciler, job)
     assert (ended.state, ended.error_code) == (JobState.FAILED, "parity")
@@ -223,7 +232,9 @@ async def test_a_crashed_attempt_is_tried_again(world: World) -> None:
     ended = await run_to_end(world, world.reconciler(), job)
 
     assert (ended.state, ended.attempt) == (JobState.SUCCEEDED, 2)
-    attempts = [(row["attempt"], row["outcome"]) for row in await world.rows(tables.job_attempts) if row["job_id"] == job.id]
+    attempts = [
+        (row["attempt"], row["outcome"]) for row in await world.rows(tables.job_attempts) if row["job_id"] == job.id
+    ]
     assert attempts == [(1, "crashed"), (2, "succeeded")]
     tokens = {row["token_hash"] for row in await world.rows(tables.job_attempts)}
     assert len(tokens) == len(await world.rows(tables.job_attempts))
@@ -282,7 +293,9 @@ async def test_only_the_current_attempt_may_report(world: World) -> None:
         return world.has_started(job, 2)
 
     await tick_until(reconciler, second_attempt_runs)
-    late = JobResult(token=world.seen(job, 1)["spec"]["token"], ok=False, error_code="late", error_message="from the grave")
+    late = JobResult(
+        token=world.seen(job, 1)["spec"]["token"], ok=False, error_code="late", error_message="from the grave"
+    )
     for attempt in (1, 2):
         (world.attempt_dir(job, attempt) / "result.json").write_text(late.model_dump_json())
     for _ in range(5):
@@ -295,7 +308,9 @@ async def test_only_the_current_attempt_may_report(world: World) -> None:
 
 
 @pytest.mark.mutant(10)
-async def test_without_the_token_check_a_late_attempt_would_decide(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_the_token_check_a_late_attempt_would_decide(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("gateway.jobs.reconciler.hmac.compare_digest", lambda left, right: True)
 
     with pytest.raises(AssertionError):
@@ -487,6 +502,20 @@ async def test_the_evaluator_gets_the_suite_the_weights_and_a_key_of_its_own(wor
     assert not [path for path in world.settings.home.rglob("*") if path.is_file() and raw.encode() in path.read_bytes()]
 
 
+async def test_the_evaluator_learns_what_the_version_was_trained_on(world: World) -> None:
+    first = await run_to_end(world, world.reconciler(), await world.fine_tuning())
+    other = make_bundle(world.orders / "other", world.base, seed=9)
+    world.order(JobKind.FINE_TUNING, FINISH | {"bundle": str(other)})
+    second = await run_to_end(world, world.reconciler(), await world.fine_tuning(model="support@1"))
+    job, _ = await world.service.create_evaluation("support@2", "emails", principal=PRINCIPAL)
+
+    await run_to_end(world, world.reconciler(), job)
+
+    names = [Path(path).name for path in world.seen(job)["spec"]["training_files"]]
+    assert names == [second.spec.training_file, first.spec.training_file]  # type: ignore[union-attr]
+    assert world.seen(job)["spec"]["engine_dtype"] == "bfloat16"
+
+
 async def test_each_attempt_gets_its_own_key(world: World) -> None:
     await world.published()
     world.order(JobKind.EVALUATION, {"do": "crash"}, FINISH)
@@ -549,7 +578,14 @@ async def test_a_result_without_a_verdict_fails_the_evaluation(world: World) -> 
 
 @pytest.mark.invariant(11)
 async def test_a_job_inherits_no_secret(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TURNOUT_DATABASE_URL", "TURNOUT_ADMIN_KEY", "DATABASE_URL", "AWS_SECRET_ACCESS_KEY", "PYTHONPATH", "LD_PRELOAD"):
+    for name in (
+        "TURNOUT_DATABASE_URL",
+        "TURNOUT_ADMIN_KEY",
+        "DATABASE_URL",
+        "AWS_SECRET_ACCESS_KEY",
+        "PYTHONPATH",
+        "LD_PRELOAD",
+    ):
         monkeypatch.setenv(name, "secret-of-ours" if name != "LD_PRELOAD" else "")
     job = await world.fine_tuning()
 
@@ -569,7 +605,9 @@ async def test_a_job_inherits_no_secret(world: World, monkeypatch: pytest.Monkey
 
 @pytest.mark.mutant(11)
 async def test_a_job_that_inherited_everything_would_be_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gateway.jobs.launch.environment", lambda *args, **named: dict(os.environ) | environment(*args, **named))
+    monkeypatch.setattr(
+        "gateway.jobs.launch.environment", lambda *args, **named: dict(os.environ) | environment(*args, **named)
+    )
 
     with pytest.raises(AssertionError):
         await test_a_job_inherits_no_secret(world, monkeypatch)
@@ -603,5 +641,5 @@ async def test_one_job_at_a_time_and_verification_first(world: World) -> None:
     await run_to_end(world, reconciler, second)
 
     starts = {row["job_id"]: row["started_at"] for row in await world.rows(tables.job_attempts)}
-    [of_version, *_] = [job for job in reversed(await world.store.list(kinds={JobKind.VERIFY}))]
+    of_version = (await world.store.list(kinds={JobKind.VERIFY}))[-1]
     assert starts[first.id] < starts[of_version.id] < starts[second.id]

@@ -1,0 +1,95 @@
+"""Verdicts in the database: stored once, whoever asks how often."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from gateway import tables
+from gateway.database import DEFAULT_PROJECT, now
+from gateway.jobs import verdicts
+from gateway.jobs.models import EvaluationSpec, Job, JobKind, JobState
+from gateway.jobs.verdicts import NewVerdict, StoredVerdict, Verdict, store_verdict
+from tests.jobs_world import World, a_world
+
+DIGEST = "a" * 64
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    async with a_world(tmp_path / "home") as found:
+        yield found
+
+
+async def store(world: World, verdict: str, *, look: int = 1, **changes: Any) -> StoredVerdict:
+    spec = EvaluationSpec(
+        target="support@1", digest=DIGEST, suite="emails", suite_digest=DIGEST, stable="tiny", look=look
+    )
+    job = Job(
+        id=f"evaljob-{verdict}", kind=JobKind.EVALUATION, state=JobState.RUNNING, spec=spec, created_at=now(),
+        created_by="key:tester", project_id=DEFAULT_PROJECT,
+    )  # fmt: skip
+    data = {"verdict": verdict, "reason": f"{verdict} because", "fingerprint": "f", "report": {}} | changes
+    new = NewVerdict.from_result(spec, data, baseline="b" * 64)
+    async with world.database.write() as connection:
+        return await store_verdict(connection, new, job)
+
+
+@pytest.mark.invariant(6)
+async def test_running_a_suite_again_until_it_passes_does_not_pay(world: World) -> None:
+    await store(world, "failed")
+
+    for look in (1, 2):
+        assert (await store(world, "passed", look=look)).verdict is Verdict.FAILED
+
+    [row] = await world.rows(tables.verdicts)
+    assert (row["verdict"], row["job_id"]) == ("failed", "evaljob-failed")
+
+
+@pytest.mark.mutant(6)
+async def test_a_verdict_that_could_be_replaced_would_be_seen(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verdicts, "supersedes", lambda *_, **__: True)
+
+    with pytest.raises(AssertionError):
+        await test_running_a_suite_again_until_it_passes_does_not_pay(world)
+
+
+async def test_the_larger_look_settles_an_inconclusive_first_one_once(world: World) -> None:
+    await store(world, "inconclusive")
+    assert (await store(world, "passed")).verdict is Verdict.INCONCLUSIVE
+
+    assert (await store(world, "inconclusive", look=2)).looks == 2
+    assert (await store(world, "passed", look=2)).verdict is Verdict.INCONCLUSIVE
+
+    audited = [row["after"]["verdict"] for row in await world.rows(tables.audit) if row["action"] == "verdict"]
+    assert audited == ["inconclusive", "inconclusive"]
+
+
+async def test_other_conditions_have_a_verdict_of_their_own(world: World) -> None:
+    await store(world, "failed")
+
+    assert (await store(world, "passed", fingerprint="g")).verdict is Verdict.PASSED
+    assert len(await world.rows(tables.verdicts)) == 2
+
+
+async def test_two_at_once_leave_one(world: World) -> None:
+    found = await asyncio.gather(store(world, "passed"), store(world, "failed"))
+
+    assert len({stored.verdict for stored in found}) == 1
+    assert len(await world.rows(tables.verdicts)) == 1
+
+
+async def test_a_verdict_that_is_not_committed_was_never_there(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(connection: AsyncConnection, name: str = "routing") -> int:
+        raise OSError("power cut")
+
+    monkeypatch.setattr(verdicts, "bump_revision", broken)
+    with pytest.raises(OSError, match="power cut"):
+        await store(world, "passed")
+
+    assert await world.rows(tables.verdicts) == []

@@ -1,0 +1,95 @@
+"""`turnout train` around a trainer that is a script of a few lines, found first on the path."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+DONE = {"bundle": "out", "digest": "a" * 64, "steps": 4, "tokens": 100, "metrics": {"valid_loss": 0.5}}
+STEPS = """
+import json, sys
+print("a library says hello")
+print("downloading the moon", file=sys.stderr)
+for step in (1, 2, 3, 4):
+    numbers = {"step": step, "total_steps": 4, "train_loss": 1 / step}
+    print(json.dumps({"message": f"step {step} of 4", "level": "info", "numbers": numbers}), flush=True)
+"""
+SUCCEEDS = STEPS + f"print(json.dumps({{'trained': {DONE!r}}}))"
+CRASHES = STEPS + "sys.exit('CUDA is on fire')"
+REFUSES = 'import json, sys\nprint(json.dumps({"message": "rank: must be positive [bad_config]", "level": "error"}))\nsys.exit(2)'
+SLEEPS = STEPS + "import time, pathlib, os\npathlib.Path('pid').write_text(str(os.getpid()))\ntime.sleep(600)"
+
+
+def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
+    (folder / "trainer").mkdir()
+    (folder / "trainer" / "__init__.py").touch()
+    (folder / "trainer" / "run.py").write_text(script)
+    argv = [sys.executable, "-m", "gateway.cli", "train", "sft", "--output", "out", *arguments]
+    environment = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+    return subprocess.Popen(
+        argv, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_shows_steps_and_ends_with_what_to_do_next(tmp_path: Path) -> None:
+    out, err = (process := start(tmp_path, SUCCEEDS)).communicate(timeout=60)
+
+    assert process.returncode == 0, err
+    assert "step 4 of 4" in out
+    assert "turnout publish out" in out
+    assert "valid_loss 0.5" in out
+    assert not (tmp_path / "out.log").exists()
+
+
+def test_json_is_one_document(tmp_path: Path) -> None:
+    out, err = (process := start(tmp_path, SUCCEEDS, "--json")).communicate(timeout=60)
+
+    assert process.returncode == 0, err
+    assert json.loads(out) == DONE
+
+
+def test_a_crash_shows_the_end_of_the_log(tmp_path: Path) -> None:
+    _, err = (process := start(tmp_path, CRASHES)).communicate(timeout=60)
+
+    assert process.returncode == 1
+    assert "CUDA is on fire" in err
+    assert "(training_failed)" in err
+    assert (tmp_path / "out.log").is_file()
+
+
+def test_a_wrong_config_is_wrong_usage(tmp_path: Path) -> None:
+    out, err = (process := start(tmp_path, REFUSES)).communicate(timeout=60)
+
+    assert process.returncode == 2
+    assert "rank: must be positive [bad_config]" in out
+    assert err == ""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_stopped_command_leaves_no_trainer_behind(tmp_path: Path, number: signal.Signals) -> None:
+    process = start(tmp_path, SLEEPS)
+    pid = wait_for_pid(tmp_path / "pid")
+    trainer = psutil.Process(pid)
+
+    process.send_signal(number)
+    process.communicate(timeout=60)
+
+    psutil.wait_procs([trainer], timeout=10)
+    assert not trainer.is_running()
+
+
+def wait_for_pid(path: Path) -> int:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        if path.is_file() and path.read_text():
+            return int(path.read_text())
+        time.sleep(0.02)
+    pytest.fail("the trainer did not start")
