@@ -7,13 +7,14 @@ from pathlib import Path
 import typer
 from rich.console import Group
 
-from .cli_console import ExitCode, Session, moment, poll, session, short, size, table, verdict_text
+from .cli_console import ExitCode, Session, clip, moment, poll, session, short, size, table, verdict_text
 from .client import Client
 from .client_models import Adapter, Version
 from .errors import GatewayError, Refused
 
 app = typer.Typer(no_args_is_help=True, help="Adapters and their immutable versions.")
 PUBLISH_TIMEOUT_S = 1800.0
+MAX_REASON = 90
 
 
 def publish(
@@ -145,7 +146,10 @@ def _shown(version: Version) -> Group:
     ]
     parts: list[object] = [f"[bold]{version.full_name}[/]", table(None, ("", ""), facts)]
     if version.verdicts:
-        rows = [(v.suite, verdict_text(v.verdict), v.baseline, v.reason) for v in version.verdicts]
+        rows = [
+            (v.suite, verdict_text(v.verdict), short(v.baseline or ""), clip(v.reason, MAX_REASON))
+            for v in version.verdicts
+        ]
         parts += ["", table("Gates", ("SUITE", "VERDICT", "AGAINST", "REASON"), rows)]
     if version.residency:
         held = [(place.replica_id, place.state, place.reason) for place in version.residency]

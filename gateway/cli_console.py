@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ from .settings import Settings, load_settings
 
 T = TypeVar("T")
 POLL_S = 0.5
+PIPE_COLUMNS = 160
 
 
 class ExitCode(IntEnum):
@@ -36,6 +38,14 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def a_console(*, stderr: bool) -> Console:
+    """A console that is as wide as the terminal, and wide enough for tables in a pipe or a log."""
+    console = Console(stderr=stderr, highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = PIPE_COLUMNS
+    return console
+
+
 @dataclass
 class Session:
     """Options before the command, and the two ways to answer: for people, or as one JSON document."""
@@ -43,8 +53,8 @@ class Session:
     url: str | None = None
     api_key: str | None = None
     as_json: bool = False
-    out: Console = field(default_factory=lambda: Console(highlight=False, soft_wrap=True))
-    notes: Console = field(default_factory=lambda: Console(stderr=True, highlight=False, soft_wrap=True))
+    out: Console = field(default_factory=lambda: a_console(stderr=False))
+    notes: Console = field(default_factory=lambda: a_console(stderr=True))
 
     def client(self) -> Client:
         """A client of the server that the options name."""
@@ -156,6 +166,12 @@ def short(digest: str) -> str:
 def moment(at: datetime | None) -> str | None:
     """A time as people read it, in UTC."""
     return at.strftime("%Y-%m-%d %H:%M:%S") if at else None
+
+
+def clip(text: str | None, most: int) -> str:
+    """A text on one line, cut where it is too long."""
+    flat = " ".join((text or "").split())
+    return flat if len(flat) <= most else flat[: most - 1] + "…"
 
 
 def size(count: float) -> str:

@@ -64,10 +64,10 @@ def wait_for_job(shell: Session, client: Client, job_id: str, *, timeout_s: floa
     def look() -> Job | None:
         job = client.job(job_id)
         events = client.job_events(job_id)
-        tell(f"{job_id} {job.state}" + (f": {events[-1].message}" if events else ""))
+        tell(f"{job.state}: {events[-1].message}" if events else job.state)
         return job if job.is_final else None
 
-    with shell.waiting(f"{job_id} queued") as tell:
+    with shell.waiting(job_id) as tell:
         found = poll(look, every_s=1.0, timeout_s=timeout_s)
     if found is None:
         raise GatewayError(
@@ -137,9 +137,11 @@ def render_evaluation(job: Job) -> Group:
     if verdict is None:
         why = f"  {job.error_code}: {job.error_message}" if job.error_code else ""
         return Group(head.append(f"{job.state}{why}  ({job.id})"))
-    head.append_text(verdict_text(verdict)).append(f"  {result.get('reason') or ''}")
+    head.append_text(verdict_text(verdict)).append(f"  ({job.id})", "dim")
     report = result.get("report")
-    return Group(head, *(_gates(report) if isinstance(report, dict) else ()))
+    if not isinstance(report, dict) or not report.get("checks"):
+        return Group(head, Text(str(result.get("reason") or "")))
+    return Group(head, *_gates(report))
 
 
 def _gates(report: dict[str, Any]) -> list[RenderableType]:

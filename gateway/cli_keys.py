@@ -6,8 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import typer
 
-from .cli_console import moment, session, table
+from .cli_console import clip, moment, session, table
 from .client_models import AuditEntry
+
+MAX_CHANGE = 44
+MAX_REASON = 60
 
 app = typer.Typer(no_args_is_help=True, help="API keys and their scopes.")
 
@@ -67,22 +70,25 @@ def audit(
     subject: str | None = typer.Option(None, "--subject", "-s", help="Only entries about this route, version or key."),
     limit: int = typer.Option(30, min=1, max=1000, help="How many."),
 ) -> None:
-    """Show who changed what, when and why; newest first."""
+    """Show who changed what, when and why; newest first. Long reasons are cut; --json has them whole."""
     shell = session(context)
     with shell.client() as client:
         found = client.audit(subject=subject, limit=limit)
-    rows = [(moment(row.at), row.actor, row.action, row.subject, _change(row), row.reason) for row in found]
+    rows = [
+        (moment(row.at), row.actor, row.action, row.subject, _change(row), clip(row.reason, MAX_REASON))
+        for row in found
+    ]
     shell.show(found, lambda: table(None, ("WHEN (UTC)", "WHO", "DID", "TO", "CHANGE", "REASON"), rows))
 
 
 def _change(entry: AuditEntry) -> str:
     before, after = _brief(entry.before), _brief(entry.after)
-    return f"{before} → {after}" if before and after else after or before
+    return clip(f"{before} → {after}" if before and after else after or before, MAX_CHANGE)
 
 
 def _brief(value: object) -> str:
     """A state in few words: what is stable, or the whole when it is short."""
     if isinstance(value, dict):
         named = value.get("stable") or value.get("state")
-        return str(named) if named else ", ".join(f"{key} {item}" for key, item in value.items())[:60]
-    return "" if value is None else str(value)[:60]
+        return str(named) if named else ", ".join(f"{key} {item}" for key, item in value.items())
+    return "" if value is None else str(value)

@@ -116,7 +116,7 @@ def train_with_defaults(folder: Path) -> Side:
     import datasets
     import transformers
     from peft import LoraConfig
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     transformers.logging.set_verbosity_error()
@@ -124,7 +124,7 @@ def train_with_defaults(folder: Path) -> Side:
     tokenizer = AutoTokenizer.from_pretrained(BASE)
     stamps: dict[int, tuple[float, int]] = {}
 
-    class Stopwatch(transformers.TrainerCallback):
+    class Stopwatch(TrainerCallback):  # type: ignore[misc]
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             stamps[state.global_step] = (time.monotonic(), state.num_input_tokens_seen)
 
@@ -141,7 +141,7 @@ def train_with_defaults(folder: Path) -> Side:
         processing_class=tokenizer,
         callbacks=[Stopwatch()],
     )  # fmt: skip
-    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
     (begin, before), (end, after) = stamps[WARM_STEPS], stamps[STEPS]
     return Side((after - before) / (end - begin), float(trainer.evaluate()["eval_loss"]))

@@ -49,10 +49,8 @@ class Commands:
         self._run(arguments, expect=expect, stdout=None)
 
     def answer(self, *arguments: str) -> str:
-        """Run one command and return what it printed."""
-        printed = self._run(arguments, expect=0, stdout=subprocess.PIPE)
-        self.console.print(printed, end="", markup=False)
-        return printed
+        """Run one command and return what it printed, for the demo to show as much of it as helps."""
+        return self._run(arguments, expect=0, stdout=subprocess.PIPE)
 
     def _run(self, arguments: tuple[str, ...], *, expect: int, stdout: int | None) -> str:
         self.console.print(f"$ turnout {shlex.join(arguments)}", style="bold cyan", markup=False)

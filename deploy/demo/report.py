@@ -33,6 +33,7 @@ TARGETS: dict[str, tuple[str, str, Value]] = {
     "wrong_version_answers": ("answers", "<=", 0),
     "rollback_ms": ("ms", "<=", 1000),
     "rollback_call_ms": ("ms", "", None),
+    "rollback_first_answer_ms": ("ms", "", None),
     "rollback_last_old_answer_ms": ("ms", "", None),
     "exact_match_during_damage": ("share", "", None),
     "exact_match_after_rollback": ("share", "", None),

@@ -68,6 +68,11 @@ class Demo:
         """Where the demo talks."""
         return self.commands.console
 
+    def look(self) -> None:
+        """What this machine can do."""
+        with self.commands.step("doctor", "See what this machine can do"):
+            self.commands.turnout("doctor")
+
     def make_data(self) -> DemoData:
         """Customer e-mails, the same for the same seed."""
         with self.commands.step("data", "Make the data: customer e-mails and the JSON that is right for each"):
@@ -171,6 +176,10 @@ class Demo:
                     raise DemoFailed("no traffic flowed before the rollback")
                 said = self.commands.answer("rollback", ADAPTER, "--reason", "wrong answers", "--confirm", "--json")
                 moved = json.loads(said)
+                shown = {
+                    name: moved[name] for name in ("moved_from", "moved_to", "needs_load", "call_ms", "first_answer_ms")
+                }
+                self.console.print_json(data=shown)
                 if not flow.wait_for(AFTER, sent_after=moved["completed_at"]):
                     raise DemoFailed("no traffic flowed after the rollback")
             switch = watch_switch(
@@ -182,6 +191,7 @@ class Demo:
             )
             self.answers += flow.answers
             self.judge(switch, flow.answers)
+            self.values["rollback_first_answer_ms"] = moved["first_answer_ms"]
             self.values["exact_match_after_rollback"] = round(self.sample(users, data, V1, "The damage is gone"), 3)
 
     def judge(self, switch: Switch, flow: Sequence[Answer]) -> None:
@@ -272,6 +282,7 @@ def run(console: Console, *, seed: int, keep: bool) -> int:
     commands = Commands(root=ROOT, environment=environment(port), console=console)
     with Client(f"http://127.0.0.1:{port}") as client:
         demo = Demo(commands, client, seed)
+        demo.look()
         data = demo.make_data()
         demo.check_data(data)
         demo.train("v1", "Train v1", f"dataset={data.train}", f"validation={data.validation}")
@@ -303,7 +314,11 @@ def finish(demo: Demo, *, port: int, keep: bool) -> int:
 def environment(port: int) -> dict[str, str]:
     """The user's, without settings of another server, and with this one's address."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("TURNOUT_")}
-    chosen = {"TURNOUT_HOME": str((WORK / "home").resolve()), "TURNOUT_URL": f"http://127.0.0.1:{port}"}
+    chosen = {
+        "TURNOUT_HOME": str((WORK / "home").resolve()),
+        "TURNOUT_URL": f"http://127.0.0.1:{port}",
+        "TURNOUT_PORT": str(port),
+    }
     return kept | chosen | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -325,6 +340,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="seed of the data")
     options = parser.parse_args()
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         return run(console, seed=options.seed, keep=options.keep)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from ..errors import Refused
 from .admin import EngineAdmin
@@ -30,6 +30,12 @@ class ReferencePrompt(BaseModel, frozen=True):
     candidates: tuple[int, ...] = Field(min_length=1, max_length=20)
     adapter: tuple[float, ...]
     base: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _one_value_each(self) -> ReferencePrompt:
+        if not len(self.candidates) == len(self.adapter) == len(self.base):
+            raise ValueError("one log-probability for each candidate is needed")
+        return self
 
 
 class Reference(BaseModel, frozen=True):
@@ -84,13 +90,17 @@ class Prober:
 
     async def probe(self, engine_name: str, reference: Reference) -> Fault | None:
         """None when the version may serve. Raises `NotFinite`, `EngineUnreachable`, `EngineRefused`."""
-        async with asyncio.TaskGroup() as group:
-            answers = [
-                (group.create_task(self._ask(engine_name, p)), group.create_task(self._ask_base(p)))
-                for p in reference.prompts
-            ]
-        adapter = [value for mine, _ in answers for value in mine.result()]
-        base = [value for _, its in answers for value in its.result()]
+        asked = [asyncio.create_task(self._ask(engine_name, prompt)) for prompt in reference.prompts]
+        asked_base = [asyncio.create_task(self._ask_base(prompt)) for prompt in reference.prompts]
+        try:
+            # The first failure decides; a group of failures would say the same thing sixteen times.
+            await asyncio.gather(*asked, *asked_base)
+        finally:
+            for task in (*asked, *asked_base):
+                task.cancel()
+            await asyncio.gather(*asked, *asked_base, return_exceptions=True)
+        adapter = [value for task in asked for value in task.result()]
+        base = [value for task in asked_base for value in task.result()]
         return judge_probe(adapter, base, [value for prompt in reference.prompts for value in prompt.adapter])
 
     async def _ask(self, model: str, prompt: ReferencePrompt) -> list[float]:

@@ -22,7 +22,7 @@ from .probe import Fault
 NAME_PREFIX = "turnout-selftest"
 # Base alone against base in a mixed batch measured exactly 0 where nothing leaks; the test adapter moves nats.
 MAX_LEAK_NATS = 0.05
-MIN_ADAPTER_EFFECT_NATS = 0.5
+MIN_ADAPTER_EFFECT_NATS = 0.25
 _PROMPTS = tuple(tuple((7 * place + 31 * number) % 500 + 20 for place in range(12)) for number in range(4))
 _CANDIDATES = tuple(range(20, 40))
 # How long the company speaks: the second figure is for an engine so fast that it had finished before base answered.

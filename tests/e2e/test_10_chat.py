@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from difflib import SequenceMatcher
 
 import httpx
 import openai
@@ -110,17 +111,20 @@ def test_requests_that_would_kill_the_engine_are_refused_and_it_lives(stack: Sta
 
 @pytest.mark.invariant(3)
 def test_base_is_the_same_alone_and_beside_adapters(stack: Stack, alpha: str) -> None:
+    """By nearness, not equality: another batch changes the last bits of a logit, and with them a near tie.
+
+    Without the guard, base beside adapters gives the very text of the adapter in the engine's last slot.
+    """
+    versions = ("alpha@1", "alpha@2", "alpha@3")
     prompts = [f"{PROMPT} Then say the number {n}." for n in range(4)]
-    alone = [ask(stack, BASE, prompt) for prompt in prompts]
+    alone = {(model, prompt): ask(stack, model, prompt) for model in (BASE, *versions) for prompt in prompts}
 
-    jobs = [(model, prompt) for prompt in prompts for model in (BASE, "alpha@1", "alpha@2", "alpha@3")]
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        beside = list(pool.map(lambda job: ask(stack, *job), jobs))
+    with ThreadPoolExecutor(len(alone)) as pool:
+        beside = dict(zip(alone, pool.map(lambda job: ask(stack, *job), alone), strict=True))
 
-    mixed = [text for (model, _), text in zip(jobs, beside, strict=True) if model == BASE]
-    adapted = [text for (model, _), text in zip(jobs, beside, strict=True) if model == "alpha@1"]
-    assert mixed == alone
-    assert adapted != alone
+    for (model, prompt), text in beside.items():
+        near = {other: SequenceMatcher(None, text, alone[other, prompt]).ratio() for other in (BASE, *versions)}
+        assert max(near, key=lambda other: near[other]) == model, (model, prompt, text, near)
 
 
 def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:

@@ -24,7 +24,9 @@ def engine_names(stack: Stack) -> set[str]:
 
 
 @pytest.mark.invariant(4)
-@pytest.mark.parametrize("kind", sorted(name for name, bad in BAD.items() if bad.refused_by == "preflight" and not bad.needs_directory))
+@pytest.mark.parametrize(
+    "kind", sorted(name for name, bad in BAD.items() if bad.refused_by == "preflight" and not bad.needs_directory)
+)
 def test_preflight_refuses_it_with_a_reason(stack: Stack, base_family: BaseFamily, tmp_path: Path, kind: str) -> None:
     BAD[kind].build(tmp_path / "bad", base_family)
 

@@ -34,6 +34,8 @@ from .answers import (
 
 __all__ = ["FakeEngine", "Loaded", "fake_reference"]
 
+_ENDLESS_TOKEN_MS = 4  # a request that ignores the end takes time, as it does for real
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -260,7 +262,8 @@ class FakeEngine:
             self.running -= 1
 
     async def _whole(self, answer: _Answer, directives: Directives) -> web.Response:
-        await asyncio.sleep((directives.first_delay_ms + directives.delay_ms * answer.length) / 1000)
+        delay_ms = _ENDLESS_TOKEN_MS if answer.body.get("ignore_eos") else directives.delay_ms
+        await asyncio.sleep((directives.first_delay_ms + delay_ms * answer.length) / 1000)
         if directives.die_after >= 0:
             self.die()
         return web.json_response(answer.whole(), dumps=_compact)
@@ -326,7 +329,10 @@ class _Answer:
     ) -> None:
         self.body, self.model, self.identity, self.ids, self.is_chat = body, model, identity, ids, is_chat
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10**9
-        self.tokens = [answer_tokens(model, prompt)[:limit] for prompt in prompts for _ in range(body.get("n") or 1)]
+        texts = [answer_tokens(model, prompt) for prompt in prompts for _ in range(body.get("n") or 1)]
+        if body.get("ignore_eos"):  # the engine speaks on until it is cut off
+            texts = [tokens + [" x"] * (limit - len(tokens)) for tokens in texts]
+        self.tokens = [tokens[:limit] for tokens in texts]
         self.finish = ["length" if len(tokens) == limit else "stop" for tokens in self.tokens]
         self.length = max(len(tokens) for tokens in self.tokens)
         prompt_tokens = sum(map(len, ids)) if ids is not None else sum(len(prompt.encode()) for prompt in prompts)

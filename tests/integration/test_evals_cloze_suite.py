@@ -1,11 +1,13 @@
 """The shipped suite `general-cloze`: what its items promise. Reads the base model's tokenizer."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer
 
+from deploy.demo.phrases import CUES, PHRASINGS
 from evals.config import ForgettingCheck, load_suite
 from evals.items import ClozeItem, load_cloze_items
 from evals.tasks.cloze_items import KINDS, one_token, rows
@@ -74,3 +76,21 @@ def test_files_are_what_the_generator_writes(tokenizer: Tokenizer, kind: str) ->
     stored = [json.loads(line) for line in (FOLDER / f"{kind}.jsonl").read_text().splitlines()]
 
     assert stored == rows(kind, tokenizer)
+
+
+def test_no_item_shares_a_run_of_words_with_the_demos_training_templates(
+    items: dict[str, tuple[ClozeItem, ...]],
+) -> None:
+    known = [text for phrasing in PHRASINGS.values() for text in phrasing.known]
+    cues = [cue for found in CUES.values() for cue in found]
+    templates = set().union(*(runs(text) for text in [*known, *cues]))
+
+    shared = [item.prompt for found in items.values() for item in found if not templates.isdisjoint(runs(item.prompt))]
+
+    assert len(templates) > 500
+    assert shared == []
+
+
+def runs(text: str, length: int = 5) -> set[str]:
+    words = re.findall(r"\w+", text.casefold())
+    return {" ".join(words[i : i + length]) for i in range(len(words) - length + 1)}

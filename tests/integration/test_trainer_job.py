@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,15 +14,14 @@ from typing import Any
 import pytest
 
 from deploy.demo.data import DemoData, make_demo_data
-from gateway.jobs.models import JobResult, ProgressLine
+from gateway.jobs.models import JobResult
 from gateway.registry.manifest import bundle_digest, parse_manifest
 from tests.tiny_base import make_tiny_base
-from trainer.environment import training_environment
+from tests.trainer_jobs import PATIENCE_S, an_attempt, result_of, run, start, told, wait_for_step
 
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("default")]
 
 STEPS = 60
-PATIENCE_S = 120.0
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +31,11 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
-    return make_demo_data(tmp_path_factory.mktemp("data"), 0)
+    """The demo's data, cut down: four passes over it."""
+    found = make_demo_data(tmp_path_factory.mktemp("data"), 0)
+    for path in vars(found).values():
+        path.write_text("".join(path.read_text().splitlines(keepends=True)[:60]))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -50,47 +52,6 @@ def settings(base: Path, data: DemoData, **changes: Any) -> dict[str, Any]:
         "validation": str(data.validation), "rank": 4, "batch_size": 4, "max_steps": STEPS, "checkpoint_every": 10,
         "dropout": 0.1, "threads": 1, **changes,
     }  # fmt: skip
-
-
-def an_attempt(job: Path, number: int, config: dict[str, Any]) -> Path:
-    directory = job / str(number)
-    directory.mkdir()
-    (directory / "spec.json").write_text(json.dumps({"token": f"token-{number}", "config": config}))
-    return directory
-
-
-def start(attempt: Path) -> subprocess.Popen[bytes]:
-    with (attempt / "log.txt").open("wb") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "trainer.job", str(attempt)],
-            env={"PATH": os.environ["PATH"], "HOME": str(attempt), **training_environment(1)},
-            stdout=log,
-            stderr=log,
-        )
-
-
-def run(attempt: Path) -> int:
-    process = start(attempt)
-    return process.wait(timeout=PATIENCE_S)
-
-
-def result_of(attempt: Path) -> JobResult:
-    assert (attempt / "result.json").exists(), (attempt / "log.txt").read_text()[-2000:]
-    return JobResult.model_validate_json((attempt / "result.json").read_text())
-
-
-def told(attempt: Path) -> list[ProgressLine]:
-    path = attempt / "progress.jsonl"
-    text = path.read_text() if path.exists() else ""
-    return [ProgressLine.model_validate_json(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
-
-
-def wait_for_step(attempt: Path, process: subprocess.Popen[bytes], step: int) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not any(line.data and line.data.get("step", 0) >= step for line in told(attempt)):
-        assert process.poll() is None, (attempt / "log.txt").read_text()[-2000:]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 @pytest.fixture
@@ -210,7 +171,9 @@ def test_the_command_trains_a_preset_and_tells_it_in_json(base: Path, data: Demo
     assert "cpu, 2 threads" in json.loads((tmp_path / "bundle" / "manifest.json").read_text())["device"]
 
 
-def test_the_command_refuses_an_output_that_exists_and_an_unknown_setting(base: Path, data: DemoData, tmp_path: Path) -> None:
+def test_the_command_refuses_an_output_that_exists_and_an_unknown_setting(
+    base: Path, data: DemoData, tmp_path: Path
+) -> None:
     (tmp_path / "bundle").mkdir()
 
     taken = command(tmp_path / "bundle", "sft", *overrides(base, data))

@@ -1,0 +1,86 @@
+"""The fake engine with a will of its own: `--orders FILE` (JSON, read anew each time) says what it does wrongly.
+
+{"refuse": [names], "die_on_load": [names], "silent_adapters": [names], "nan": [names], "leak": true}
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from .engine import FakeEngine, Loaded
+
+
+class WilfulEngine(FakeEngine):
+    """Refuses, dies, lies or leaks as it was told."""
+
+    def __init__(self, socket: Path, orders: Path, **options: Any) -> None:
+        super().__init__(socket, **options)
+        self._orders = orders
+        self._last_slot: Loaded | None = None
+
+    def ordered(self, what: str) -> Any:
+        """What it was told about `what`; nothing when there is no such order."""
+        found = json.loads(self._orders.read_text()) if self._orders.exists() else {}
+        return found.get(what, [])
+
+    async def _load(self, request: web.Request) -> web.Response:
+        name = (await request.json())["lora_name"]
+        if name in self.ordered("die_on_load"):
+            os.kill(os.getpid(), 9)
+        if name in self.ordered("refuse"):
+            message = (
+                "Call to add_lora method failed: Worker failed with error 'no', please check the stack trace above"
+            )
+            return web.json_response(
+                {"error": {"message": message, "type": "InternalServerError", "code": 500}}, status=500
+            )
+        return await super()._load(request)
+
+    async def _complete(
+        self, request: web.Request, body: dict[str, Any], *rest: Any, **named: Any
+    ) -> web.StreamResponse:
+        model = str(body.get("model"))
+        if model in self.ordered("nan") and body.get("logprobs"):
+            message = "Out of range float values are not JSON compliant"
+            return web.json_response(
+                {"error": {"message": message, "type": "BadRequestError", "code": 400}}, status=400
+            )
+        if model in self.ordered("silent_adapters") and body.get("logprobs"):
+            body = body | {"model": self.model_name}  # the weights match nothing: base answers under the adapter's name
+        if model == self.model_name and self.running and self.adapters and self.ordered("leak"):
+            body = body | {"model": list(self.adapters)[-1]}  # the last slot speaks for base, beside any other request
+        return await super()._complete(request, body, *rest, **named)
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    engine = WilfulEngine(
+        arguments.uds,
+        arguments.orders,
+        model_name=arguments.served_model_name,
+        base_path=arguments.model,
+        on_death=lambda: os._exit(1),
+    )
+    await engine.start()
+    await asyncio.Event().wait()
+
+
+def main() -> None:
+    """Serve until killed."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--orders", type=Path, required=True)
+    parser.add_argument("--uds", type=Path, required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--served-model-name")
+    arguments, _ = parser.parse_known_args()
+    asyncio.run(_serve(arguments))
+
+
+if __name__ == "__main__":
+    main()

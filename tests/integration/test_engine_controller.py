@@ -1,0 +1,357 @@
+"""Real controllers over fake engines: what survives whose death, and what never reaches traffic."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import aiohttp
+import psutil
+import pytest
+
+from gateway import tables
+from gateway.processes import look_at
+from gateway.registry.models import VersionState
+from tests.engine_world import EngineWorld, an_engine_world
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[EngineWorld]:
+    async with an_engine_world(tmp_path) as made:
+        yield made
+
+
+async def loaded(world: EngineWorld) -> dict[str, str]:
+    """What the engine itself says it holds."""
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(world.socket()))) as session:
+        async with session.get("http://engine/v1/models") as answer:
+            return {card["id"]: card["root"] for card in (await answer.json())["data"] if card["parent"]}
+
+
+async def calls(world: EngineWorld) -> list[str]:
+    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(world.socket()))) as session:
+        async with session.get("http://engine/fake/state") as answer:
+            found: list[str] = (await answer.json())["calls"]
+            return found
+
+
+@pytest.mark.invariant(5)
+async def test_loads_probes_and_restores_after_the_engine_is_killed(world: EngineWorld) -> None:
+    one, two = await world.publish(1), await world.publish(2)
+    world.start_controller()
+    before = await world.ready(one, two)
+
+    os.kill(await world.engine_pid(), signal.SIGKILL)
+    after = await world.ready(one, two, not_epoch=before["epoch"])
+
+    assert after["self_test"] == "passed"
+    assert await loaded(world) == {v.engine_name: str(world.registry.directory(v)) for v in (one, two)}
+
+
+@pytest.mark.invariant(10)
+async def test_a_killed_controller_is_followed_by_one_that_adopts(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    first = world.start_controller()
+    before, pid = await world.ready(one), await world.engine_pid()
+    told = await calls(world)
+
+    first.kill()
+    first.wait()
+    two = await world.publish(2)
+    world.start_controller()
+    after = await world.ready(one, two)
+
+    assert await world.engine_pid() == pid
+    assert after["epoch"] == before["epoch"]
+    assert (await calls(world))[len(told) :] == [f"load {two.engine_name}"], "nothing was tested or loaded again"
+
+
+@pytest.mark.invariant(10)
+async def test_an_engine_started_just_before_its_controller_died_is_no_orphan(world: EngineWorld) -> None:
+    first = world.start_controller()
+    await world.ready()
+    orphan = await world.engine_pid()
+    first.kill()
+    first.wait()
+    async with world.database.write() as connection:  # as if the row had never been written
+        await connection.execute(tables.processes.delete())
+
+    world.start_controller()
+
+    async def replaced() -> bool:
+        rows = [row for row in await world.rows(tables.processes) if row["kind"] == "engine"]
+        return bool(rows) and rows[0]["pid"] != orphan and look_at(orphan) is None
+
+    await world.until(replaced, "the orphan is gone and another engine runs")
+    await world.ready()
+    assert world.children() == [await world.engine_pid()]
+
+
+@pytest.mark.invariant(10)
+async def test_sigterm_of_the_controller_leaves_the_engine(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    controller = world.start_controller()
+    await world.ready(one)
+    pid = await world.engine_pid()
+
+    controller.terminate()
+
+    assert controller.wait(15) == 0
+    assert world.children() == [pid]
+    assert one.engine_name in await loaded(world)
+
+
+@pytest.mark.invariant(4)
+async def test_a_load_that_the_engine_refuses_is_never_tried_again(world: EngineWorld) -> None:
+    good, bad = await world.publish(1), await world.publish(2)
+    world.order(refuse=[bad.engine_name])
+    world.start_controller()
+    await world.ready(good)
+    row = await world.settled(bad, "quarantined")
+
+    found = await world.registry.version(bad.name)
+    assert (found.state, found.state_code) == (VersionState.QUARANTINED, "engine_refused")
+    assert "add_lora method failed" in str(found.state_reason)
+    assert row["code"] == "engine_refused"
+    assert (await calls(world)).count(f"load {bad.engine_name}") == 0, "the order refuses before the fake counts"
+    assert (await world.replica())["state"] == "ready"
+
+
+@pytest.mark.invariant(4)
+async def test_an_adapter_without_effect_never_becomes_ready(world: EngineWorld) -> None:
+    bad = await world.publish(1)
+    world.order(silent_adapters=[bad.engine_name])
+    world.start_controller()
+
+    await world.settled(bad, "quarantined")
+
+    assert (await world.registry.version(bad.name)).state_code == "no_effect"
+
+    async def unloaded() -> bool:
+        return bad.engine_name not in await loaded(world)
+
+    await world.until(unloaded, "the adapter is unloaded")
+
+
+@pytest.mark.invariant(4)
+async def test_weights_that_compute_something_else_than_verified_never_become_ready(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    path = world.settings.references_dir / f"{one.digest}.json"
+    text = path.read_text()
+    path.write_text(text.replace("-", "-9"))  # -1.2 becomes -91.2
+    world.start_controller()
+
+    await world.settled(one, "quarantined")
+
+    assert (await world.registry.version(one.name)).state_code == "parity"
+
+
+@pytest.mark.invariant(4)
+async def test_numbers_that_are_none_cost_the_version_its_place_and_the_engine_its_cache(world: EngineWorld) -> None:
+    good, bad = await world.publish(1), await world.publish(2)
+    world.start_controller()
+    before = await world.ready(good, bad)
+    world.order(nan=[bad.engine_name])
+
+    os.kill(await world.engine_pid(), signal.SIGKILL)
+    poisoned = await world.until(lambda: _quarantined(world, bad.name), "the version is quarantined")
+    await world.ready(good)
+
+    assert poisoned == "non_finite"
+    starts = {row["attempt"] for row in await world.rows(tables.processes)}
+    assert starts == {3}, "first start, after the kill, after the poisoning"
+    assert (await world.replica())["epoch"] != before["epoch"]
+    assert bad.engine_name not in await loaded(world)
+
+
+async def _quarantined(world: EngineWorld, name: str) -> str | None:
+    version = await world.registry.version(name)
+    return version.state_code if version.state is VersionState.QUARANTINED else None
+
+
+@pytest.mark.invariant(1)
+@pytest.mark.invariant(4)
+async def test_changed_bytes_are_never_loaded(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    weights = world.registry.directory(one) / "adapter_model.safetensors"
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(raw)
+    world.start_controller()
+
+    assert await world.until(lambda: _quarantined(world, one.name), "it is quarantined") == "digest_mismatch"
+    assert not [call for call in await calls(world) if one.engine_name in call]
+
+
+@pytest.mark.invariant(4)
+async def test_received_versions_stay_out_until_they_are_verified(world: EngineWorld) -> None:
+    waiting = await world.publish(1, verified=False)
+    one = await world.publish(2)
+    world.start_controller()
+
+    await world.ready(one)
+
+    assert waiting.engine_name not in await loaded(world)
+    assert waiting.engine_name not in await world.residency()
+
+
+async def test_a_version_under_which_the_engine_dies_twice_is_out(world: EngineWorld) -> None:
+    bad = await world.publish(1)
+    world.order(die_on_load=[bad.engine_name])
+    world.start_controller()
+
+    code = await world.until(lambda: _quarantined(world, bad.name), "it is quarantined")
+    await world.ready()
+
+    assert code == "engine_died"
+
+
+@pytest.mark.invariant(3)
+@pytest.mark.mutant(3)
+async def test_an_engine_that_leaks_adapters_into_base_takes_no_traffic(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    world.order(leak=True)
+    world.start_controller()
+
+    async def failed() -> str | None:
+        replica = await world.replica()
+        assert replica.get("state") != "ready"
+        return replica["reason"] if replica.get("state") == "failed" and replica["self_test"] == "failed" else None
+
+    reason = await world.until(failed, "the self-test fails")
+
+    assert "self_test_failed" in reason
+    assert one.engine_name not in await world.residency()
+
+
+async def test_a_hung_engine_is_noticed_and_replaced(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    world.start_controller()
+    before = await world.ready(one)
+    hung = await world.engine_pid()
+
+    os.kill(hung, signal.SIGSTOP)
+    after = await world.ready(one, not_epoch=before["epoch"])
+
+    assert after["epoch"] != before["epoch"]
+    assert hung not in world.children()
+
+
+@pytest.mark.invariant(10)
+async def test_two_controllers_one_acts(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    first, second = world.start_controller(), world.start_controller()
+    await world.ready(one)
+    (lease,) = await world.rows(tables.leases)
+    holder = int(lease["holder"].split("/")[1])
+    acting, waiting = (first, second) if first.pid == holder else (second, first)
+    pid = await world.engine_pid()
+
+    acting.kill()
+    acting.wait()
+    two = await world.publish(2)
+    await world.ready(one, two)
+
+    (taken,) = await world.rows(tables.leases)
+    assert int(taken["holder"].split("/")[1]) == waiting.pid
+    assert taken["epoch"] == lease["epoch"] + 1
+    assert await world.engine_pid() == pid
+    assert waiting.poll() is None
+
+
+@pytest.mark.invariant(10)
+async def test_a_controller_that_slept_through_its_lease_stops_acting(world: EngineWorld) -> None:
+    first = world.start_controller()
+    await world.ready()
+    pid = await world.engine_pid()
+    os.kill(first.pid, signal.SIGSTOP)
+    second = world.start_controller()
+
+    async def taken() -> bool:
+        (lease,) = await world.rows(tables.leases)
+        return int(lease["holder"].split("/")[1]) == second.pid
+
+    await world.until(taken, "the second takes over")
+    os.kill(first.pid, signal.SIGCONT)
+    one = await world.publish(1)
+    await world.ready(one)
+
+    async def yielded() -> bool:
+        return "no longer acting" in world.log()
+
+    await world.until(yielded, "the first stops acting")
+    assert await world.engine_pid() == pid
+    assert await taken()
+
+
+@pytest.mark.invariant(5)
+async def test_no_room_is_said_and_nothing_is_evicted(tmp_path: Path) -> None:
+    async with an_engine_world(tmp_path, max_cpu_loras=3) as world:
+        one, two = await world.publish(1), await world.publish(2)
+        world.start_controller()
+        await world.ready(one, two)
+
+        three = await world.publish(3)
+        row = await world.settled(three, "refused")
+
+        assert row["code"] == "capacity_exhausted"
+        assert "max_cpu_loras" in row["reason"]
+        assert set(await loaded(world)) == {one.engine_name, two.engine_name}
+        assert (await world.registry.version(three.name)).state is VersionState.VERIFIED
+
+
+async def test_another_setting_restarts_an_engine_that_runs_without_it(world: EngineWorld) -> None:
+    first = world.start_controller()
+    before = await world.ready()
+    first.terminate()
+    first.wait()
+    engine = world.settings.engine.model_copy(update={"max_num_seqs": 7})
+    world.settings = world.settings.model_copy(update={"engine": engine})
+
+    world.start_controller()
+    after = await world.ready(not_epoch=before["epoch"])
+
+    assert after["epoch"] != before["epoch"]
+    assert len(world.children()) == 1
+
+
+async def test_engine_hides_from_its_children_what_is_not_theirs(
+    world: EngineWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_SECRET_OF_TEST", "x")
+    world.start_controller()
+    await world.ready()
+
+    environment = Path(f"/proc/{await world.engine_pid()}/environ").read_bytes()
+
+    assert b"TURNOUT_SECRET_OF_TEST" not in environment
+    assert b"TURNOUT_HOME" not in environment
+    assert b"TURNOUT_CHILD" in environment
+
+
+@pytest.mark.invariant(9)
+async def test_the_engine_listens_where_only_its_owner_can_reach_it(world: EngineWorld) -> None:
+    world.start_controller()
+    await world.ready()
+
+    assert world.socket().parent.stat().st_mode & 0o777 == 0o700
+    assert psutil.Process(await world.engine_pid()).net_connections("inet") == []
+
+
+async def test_wrong_settings_end_the_controller_with_a_sentence(tmp_path: Path) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "gateway.controller", "--home", str(tmp_path / "h")],
+        env=os.environ | {"TURNOUT_PORT": "nonsense"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert found.returncode == 1
+    assert "port" in found.stderr
+    assert "Traceback" not in found.stderr
