@@ -38,7 +38,7 @@ MAX_BACKOFF_S = 30.0
 # A process that ran this long before it died did not die of its start.
 STABLE_AFTER_S = 30.0
 # Deaths before anything ever answered: the cause is a setting, and starting again will not change it.
-MAX_EARLY_DEATHS = 5
+MAX_EARLY_DEATHS = 3
 CONTROLLER_STOP_S = 20.0
 _POLL_S = 0.1
 _READY_POLL_S = 0.5

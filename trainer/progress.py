@@ -54,6 +54,7 @@ class ReportProgress(TrainerCallback):
             numbers["learning_rate"] = float(logs["learning_rate"])
         numbers["tokens"] = float(state.num_input_tokens_seen)
         numbers["elapsed_s"] = round(self._clock.elapsed_s(), 2)
+        numbers["cpu_s"] = round(time.process_time(), 2)
         words = "validation loss" if prefix else "loss"
         self._say(Progress(f"step {state.global_step} of {state.max_steps}: {words} {loss:.4f}", numbers=numbers))
 

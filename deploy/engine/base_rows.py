@@ -31,9 +31,9 @@ def register() -> None:
         guarded = _only_adapter_rows(getattr(lora_ops, name))
         setattr(lora_ops, name, guarded)  # the sgmv kernels call these by their module's name
         setattr(punica_cpu, name, guarded)
-    wrapper.adapter_rows = ()
+    wrapper.adapter_rows, wrapper.adapter_rows_of = (), -1
     wrapper.update_metadata = _noting_rows(wrapper.update_metadata)
-    wrapper.add_lora_linear = _add_lora_linear
+    wrapper.add_lora_linear = _one_product_per_adapter(wrapper.add_lora_linear)
 
 
 def _only_adapter_rows(kernel: Callable[..., None]) -> Callable[..., None]:
@@ -65,20 +65,24 @@ def _noting_rows(update: Callable[..., None]) -> Callable[..., None]:
     return noting
 
 
-def _add_lora_linear(
-    self: Any, y: Any, x: Any, lora_a_stacked: Any, lora_b_stacked: Any, scale: float, output_slices: Any, **unused: Any
-) -> None:
-    """y[rows of an adapter] += x A^T B^T of that adapter, slice by slice of a fused layer."""
-    y, x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
-    for slot, rows in self.adapter_rows:
-        everything = len(rows) == len(x)
-        own = x if everything else x[rows]
-        start = 0
-        for a, b, width in zip(lora_a_stacked, lora_b_stacked, output_slices, strict=True):
-            change = (own @ a[slot, 0].T).mul_(scale) @ b[slot, 0].T
-            part = y[:, start : start + width]
-            if everything:
-                part += change
-            else:
-                part.index_add_(0, rows, change)
-            start += width
+def _one_product_per_adapter(gathering: Callable[..., None]) -> Callable[..., None]:
+    """`add_lora_linear` that multiplies each adapter's rows at once; `gathering`, guarded, for what it was not made for."""
+
+    def add(self: Any, y: Any, x: Any, a_stacked: Any, b_stacked: Any, scale: float, slices: Any, **named: Any) -> None:
+        flat_y, flat_x = y.view(-1, y.shape[-1]), x.view(-1, x.shape[-1])
+        if len(flat_x) != self.adapter_rows_of or not (flat_x.dtype == flat_y.dtype == a_stacked[0].dtype):
+            gathering(self, y, x, a_stacked, b_stacked, scale, slices, **named)
+            return
+        for slot, rows in self.adapter_rows:
+            own = flat_x if len(rows) == len(flat_x) else flat_x[rows]
+            start = 0
+            for a, b, width in zip(a_stacked, b_stacked, slices, strict=True):
+                change = (own @ a[slot, 0].T).mul_(scale) @ b[slot, 0].T
+                part = flat_y[:, start : start + width]
+                if own is flat_x:
+                    part += change
+                else:
+                    part.index_add_(0, rows, change)
+                start += width
+
+    return add

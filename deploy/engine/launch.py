@@ -30,7 +30,8 @@ class _Parser(argparse.ArgumentParser):
         sys.exit(f"deploy.engine.launch: {message}")
 
 
-def _parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+def parse_arguments(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """This module's own arguments, and vLLM's."""
     parser = _Parser(prog="deploy.engine.launch", description=__doc__, allow_abbrev=False)
     parser.add_argument("--uds", required=True, type=Path, help="socket to serve on, in a directory of mode 0700")
     parser.add_argument("--kv-cache-gib", type=int, default=2, help="memory of the key-value cache on CPU")
@@ -111,7 +112,7 @@ def build_command(uds: Path, rest: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Check, then become the server."""
-    own, rest = _parse(sys.argv[1:] if argv is None else argv)
+    own, rest = parse_arguments(sys.argv[1:] if argv is None else argv)
     check_private(own.uds)
     own.uds.unlink(missing_ok=True)
     environment = build_environment(

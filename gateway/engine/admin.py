@@ -26,6 +26,12 @@ class EngineUnreachable(GatewayError):
     code = "engine_unreachable"
 
 
+class EngineFailed(EngineUnreachable):
+    """The engine answered that it failed: it may be dying, or this one request is more than it can do."""
+
+    code = "engine_failed"
+
+
 class EngineRefused(GatewayError):
     """The engine answered that it will not; trying the same again is pointless."""
 
@@ -122,7 +128,7 @@ class EngineAdmin:
         if status == 400 and "Out of range float" in text:
             raise NotFinite(body["model"])
         if status >= 500:
-            raise EngineUnreachable(f"the engine failed a request: {_message(text)}")
+            raise EngineFailed(f"the engine failed a request: {_message(text)}"[:_MAX_REASON])
         if status != 200:
             raise EngineRefused(_message(text), status=status)
         choice: dict[str, Any] = json.loads(text)["choices"][0]

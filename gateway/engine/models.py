@@ -34,7 +34,6 @@ class Wanted(BaseModel, frozen=True):
 
     version: AdapterVersion
     directory: str
-    is_routed: bool = False  # a route may send traffic to it now, or after a rollback
 
     @property
     def engine_name(self) -> str:

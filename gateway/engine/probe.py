@@ -19,8 +19,8 @@ MIN_EFFECT_NATS = 1e-3
 # bf16 serving against the fp32 reference measured 0.09 nats at the median and 0.28 at the 95th percentile on a right
 # adapter; a wrong one is off by its whole effect.
 MAX_MEDIAN_DIFFERENCE_NATS = 0.25
-# Enough to keep the engine's batch busy, few enough to leave room for traffic.
-_PARALLEL = 4
+# One batch: a probe takes traffic's time once and is done.
+_PARALLEL = 16
 
 
 class ReferencePrompt(BaseModel, frozen=True):

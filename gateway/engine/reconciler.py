@@ -1,10 +1,10 @@
-"""Which adapters an engine should hold, and the steps that get it there: verify, load, probe, tell the gateways."""
+"""Brings an engine to what it should hold, step by step: verify, load, probe, tell the gateways."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,11 +15,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..database import Database, bump_revision, now
 from ..errors import Conflict, Refused
-from ..registry.models import AdapterVersion, ResidencyState, VersionState
+from ..registry.models import ResidencyState, VersionState
 from ..registry.service import Registry
 from ..settings import Settings
-from .admin import EngineAdmin, EngineRefused, NotFinite
+from .admin import EngineAdmin, EngineFailed, EngineRefused, NotFinite
 from .models import Resident, Wanted
+from .plan import Load, Observed, Probe, Refuse, RouteTargets, Unload, Withdraw, by_priority, plan
 from .probe import Fault, Prober, Reference, read_reference
 
 log = structlog.get_logger(__name__)
@@ -27,6 +28,8 @@ log = structlog.get_logger(__name__)
 ACTOR = "controller"
 # Gateways look for a new table ten times a second; after this long none of them still sends traffic to what left it.
 SETTLE_S = 1.0
+# Probes of one version that a living engine may fail before the version is held to be the cause.
+MAX_FAILURES = 3
 FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
 
 
@@ -40,141 +43,6 @@ class Poisoned(Conflict):
     """The engine computes nonsense for everybody; only a restart cleans its cache."""
 
     code = "engine_poisoned"
-
-
-# ---- Deciding -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class RouteTargets:
-    """What one route may send traffic to."""
-
-    stable: str
-    previous: str
-    weighted: tuple[str, ...]
-    candidate: str | None
-
-
-def by_priority(
-    versions: Sequence[AdapterVersion], routes: Sequence[RouteTargets], evaluated: Sequence[str]
-) -> list[tuple[AdapterVersion, bool]]:
-    """Verified versions, most needed first, and whether a route needs them.
-
-    Routes' stable, then previous (a rollback waits for no load), shares of traffic, candidates; what evaluations wait for;
-    what jobs made, newest first; the others, newest first.
-    """
-    routed = [route.stable for route in routes]
-    routed += [route.previous for route in routes]
-    routed += [target for route in routes for target in route.weighted]
-    routed += [route.candidate for route in routes if route.candidate]
-    newest = sorted(versions, key=lambda version: (version.created_at, version.id), reverse=True)
-    names = dict.fromkeys(
-        [*routed, *evaluated, *(v.name for v in newest if v.job_id is not None), *(v.name for v in newest)]
-    )
-    known = {version.name: version for version in versions if version.state is VersionState.VERIFIED}
-    return [(known[name], name in set(routed)) for name in names if name in known]
-
-
-@dataclass(frozen=True, slots=True)
-class Observed:
-    """One look at an engine and at what the gateways believe of it."""
-
-    loaded: Mapping[str, str]  # name -> path, as the engine says
-    rows: Mapping[str, Resident]
-    ever_loaded: Collection[str]  # since the engine's start, whatever became of them: unloading frees no memory
-    capacity: int
-    leaving: Collection[str] = ()  # taken from the gateways' table a moment ago
-
-
-@dataclass(frozen=True, slots=True)
-class Load:
-    """Verify the files, load, probe."""
-
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Loaded, not known to be right."""
-
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Refuse:
-    """There is no room for it."""
-
-    wanted: Wanted
-
-
-@dataclass(frozen=True, slots=True)
-class Withdraw:
-    """Take it out of the gateways' table; the engine keeps it until they have noticed."""
-
-    engine_name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Unload:
-    """No gateway sends traffic to it any more."""
-
-    engine_name: str
-
-
-Action = Load | Probe | Refuse | Withdraw | Unload
-
-
-def plan(desired: Sequence[Wanted], observed: Observed) -> list[Action]:
-    """All that is to do, cheap steps first, then loads and probes in order of need. Reads no clock."""
-    wanted = {one.engine_name: one for one in desired}
-    return [*_clear(wanted, observed), *_fill(desired, observed)]
-
-
-def _is_right(one: Wanted | None, path: str | None) -> bool:
-    return one is not None and path == one.directory
-
-
-def _clear(wanted: Mapping[str, Wanted], observed: Observed) -> list[Action]:
-    steps: list[Action] = []
-    for name, path in observed.loaded.items():
-        if _is_right(wanted.get(name), path):
-            continue
-        row = observed.rows.get(name)
-        if row is not None and row.state is not ResidencyState.QUARANTINED:
-            steps.append(Withdraw(name))
-        elif name not in observed.leaving:
-            steps.append(Unload(name))
-    kept = {ResidencyState.QUARANTINED}
-    for name, row in observed.rows.items():
-        if name not in observed.loaded and name not in wanted and row.state not in kept:
-            steps.append(Withdraw(name))
-    return steps
-
-
-def _fill(desired: Sequence[Wanted], observed: Observed) -> list[Action]:
-    steps: list[Action] = []
-    heavy: list[Action] = []
-    used = set(observed.ever_loaded) | set(observed.loaded)
-    for one in desired:
-        row = observed.rows.get(one.engine_name)
-        if _is_right(one, observed.loaded.get(one.engine_name)):
-            if row is None or row.state is not ResidencyState.READY:
-                heavy.append(Probe(one))
-        elif one.engine_name in observed.loaded or (row is not None and row.state in _SETTLED):
-            continue
-        elif one.engine_name in used or len(used) < observed.capacity:
-            used.add(one.engine_name)
-            heavy.append(Load(one))
-        else:
-            steps.append(Refuse(one))
-    return [*steps, *heavy]
-
-
-# Room never grows and bad weights never heal within one start of an engine.
-_SETTLED = (ResidencyState.REFUSED, ResidencyState.QUARANTINED)
-
-
-# ---- Acting ---------------------------------------------------------------------------------------------------------
 
 
 class LoadLedger:
@@ -205,14 +73,7 @@ class Session:
     prober: Prober
     ledger: LoadLedger
     left_at: dict[str, float] = field(default_factory=dict)  # monotonic
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a pass has come."""
-
-    is_idle: bool
-    is_restored: bool  # nothing is missing that a route needs
+    failures: Counter[str] = field(default_factory=Counter)
 
 
 class Converger:
@@ -223,8 +84,8 @@ class Converger:
         self._settings = settings
         self._registry = registry
 
-    async def converge(self, session: Session) -> Progress:
-        """One look, all cheap steps, and the most needed load or probe."""
+    async def converge(self, session: Session) -> bool:
+        """One look, all cheap steps, and the most needed load or probe. Whether everything is as it should be."""
         desired = await self._desired()
         steps = plan(desired, await self._observe(session))
         for step in steps:
@@ -241,7 +102,7 @@ class Converger:
         heavy = [step for step in steps if isinstance(step, Load | Probe)]
         if heavy:
             await self._bring(session, heavy[0])
-        return Progress(is_idle=not heavy, is_restored=not any(step.wanted.is_routed for step in heavy[1:]))
+        return not heavy
 
     async def suspects(self, replica_id: str) -> list[str]:
         """Engine names that were being loaded or probed, as the table has it."""
@@ -277,8 +138,8 @@ class Converger:
         ]
         evaluated = [name for spec in specs for name in (spec.get("target"), spec.get("stable")) if name]
         return [
-            Wanted(version=version, directory=str(self._registry.directory(version)), is_routed=is_routed)
-            for version, is_routed in by_priority(versions, targets, evaluated)
+            Wanted(version=version, directory=str(self._registry.directory(version)))
+            for version in by_priority(versions, targets, evaluated)
         ]
 
     async def _observe(self, session: Session) -> Observed:
@@ -305,6 +166,11 @@ class Converger:
             fault = await self._probe(session, one, reference)
         except EngineRefused as error:
             fault = Fault(code=error.code, reason=f"the engine refused it: {error.message}")
+        except EngineFailed as error:
+            session.failures[one.engine_name] += 1
+            if session.failures[one.engine_name] < MAX_FAILURES:
+                raise  # an engine that is dying says the same of everything
+            fault = Fault(code=error.code, reason=error.message)
         except Refused as error:
             if error.code == "no_reference":
                 await self._mark(
@@ -322,7 +188,8 @@ class Converger:
         if fault.code == "non_finite":
             # Its numbers may sit in cache blocks that others get next.
             raise Poisoned(f"{one.version.name} answered with numbers that are not finite")
-        await session.admin.unload(one.engine_name)
+        if one.engine_name in session.ledger.names:
+            await session.admin.unload(one.engine_name)
 
     def _check(self, one: Wanted) -> Reference:
         version = one.version

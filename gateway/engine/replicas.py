@@ -18,10 +18,11 @@ from ..errors import GatewayError
 from ..registry.models import ReplicaState
 from ..registry.service import Registry
 from ..settings import EngineSettings, Settings
-from .admin import EngineAdmin, EngineRefused, EngineUnreachable, NotFinite
+from .admin import EngineAdmin, EngineRefused, NotFinite
 from .fleet import Fleet
 from .models import ReplicaProcess, ReplicaSpec
 from .probe import Fault, Prober
+from .pulse import Health, Pulse
 from .reconciler import Converger, LoadLedger, Poisoned, Session, StaleEpoch
 from .self_test import run_self_test, write_adapter
 
@@ -32,7 +33,6 @@ MAX_BACKOFF_S = 60.0
 STABLE_AFTER_S = 120.0
 # Deaths of the engine during a version's load or probe before the version is held to be the cause.
 MAX_SUSPICIONS = 2
-_CANARY_TOKEN = 1
 # A controller that was itself stopped for longer than this knows nothing of the engine's silence.
 _MAX_GAP_S = 3.0
 _IDLE_S = 0.25
@@ -41,8 +41,6 @@ _MAX_LINE = 300
 
 
 # ---- Deciding -------------------------------------------------------------------------------------------------------
-
-Health = Literal["unknown", "healthy", "dead", "silent"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,61 +126,6 @@ def _last_line(path: Path) -> str:
         file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
         lines = file.read().decode(errors="replace").split("\n")
     return next((line.strip()[-_MAX_LINE:] for line in reversed(lines) if line.strip()), "(empty)")
-
-
-class Pulse:
-    """Keeps asking one engine for a sign of life. Its server answering is not enough: the core must do work."""
-
-    def __init__(self, admin: EngineAdmin, engine: EngineSettings) -> None:
-        self._admin = admin
-        self._engine = engine
-        self.health: Health = "unknown"
-        self.last_work = time.monotonic()
-        self.watches_core = False
-
-    def forgive(self) -> None:
-        """Begin to count silence anew."""
-        self.last_work = time.monotonic()
-
-    async def run(self) -> None:
-        """Until cancelled."""
-        next_canary = 0.0
-        while True:
-            await self._look()
-            if self.watches_core and self.health == "healthy" and time.monotonic() >= next_canary:
-                await self._canary()
-                next_canary = time.monotonic() + self._engine.hang_timeout_s / 5
-            await asyncio.sleep(self._engine.health_interval_s)
-
-    async def _look(self) -> None:
-        try:
-            answer = await self._admin.is_healthy(self._engine.hang_timeout_s / 2)
-            self.health = "healthy" if answer else "dead"
-        except EngineUnreachable:
-            self.health = "silent"
-
-    async def _canary(self) -> None:
-        """One token of the base model. Behind a long queue it comes late: then others' tokens are the sign of life."""
-        timeout_s = self._engine.hang_timeout_s / 2
-        asked = self._admin.generate(self._admin.base_model, [_CANARY_TOKEN], max_tokens=1, timeout_s=timeout_s)
-        canary = asyncio.create_task(asked)
-        try:
-            done, _ = await asyncio.wait({canary}, timeout=timeout_s / 5)
-            before = None if done else await self._work_done()
-            await canary
-        except GatewayError:
-            after = await self._work_done()
-            if after is None or after == before:
-                return
-        finally:
-            canary.cancel()
-        self.last_work = time.monotonic()
-
-    async def _work_done(self) -> float | None:
-        try:
-            return await self._admin.work_done(self._engine.hang_timeout_s / 5)
-        except EngineUnreachable:
-            return None
 
 
 class ReplicaKeeper:
@@ -336,10 +279,9 @@ class ReplicaKeeper:
                 if not self._is_tested:
                     await self._self_test(session)
                     continue
-                progress = await self._converger.converge(session)
-                self._is_restored = self._is_restored or progress.is_restored
-                if not progress.is_idle:
+                if not await self._converger.converge(session):
                     continue
+                self._is_restored = True
             except Poisoned as error:
                 self._fault = error.message
                 return

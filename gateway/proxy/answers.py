@@ -14,6 +14,7 @@ from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed
 
 MAX_EVENT_BYTES = 8 * 2**20
 _DONE = b"[DONE]"
+_EVENT_END = b"\n\n"
 # Quotes inside a JSON string are escaped, so these can only be the structure itself, never text of an answer.
 _NOTABLE = re.compile(rb'"usage":\{|"error":|"finish_reason":"|\[DONE\]')
 _SUSPICIOUS = re.compile(r"0x[0-9a-fA-F]{2,}|[/\\]|Traceback|File \"|\n")
@@ -76,19 +77,21 @@ class StreamRewriter:
         """What may go to the client now. Raises `UpstreamFailed` when the engine reports an error or is not who it should be."""
         if self._rest:
             data = self._rest + data
-        end = data.rfind(b"\n\n") + 2
-        if end != len(data):
-            self._rest = data[end:] if end > 1 else data
-            if len(self._rest) > MAX_EVENT_BYTES:
-                raise UpstreamFailed("the engine sent an event without end", code="bad_engine_answer")
-            if end == 1:
-                return b""
-            data = data[:end]
-        else:
-            self._rest = b""
+        end = data.rfind(_EVENT_END)
+        if end < 0:
+            self._keep(data)
+            return b""
+        end += len(_EVENT_END)
+        self._keep(data[end:])
+        data = data[:end]
         if _NOTABLE.search(data) is None and data.count(self._theirs) == data.count(b"data: "):
             return data.replace(self._theirs, self._ours)
-        return b"".join([self._event(event) for event in data.split(b"\n\n") if event])
+        return b"".join([self._event(event) for event in data.split(_EVENT_END) if event])
+
+    def _keep(self, rest: bytes) -> None:
+        if len(rest) > MAX_EVENT_BYTES:
+            raise UpstreamFailed("the engine sent an event without end", code="bad_engine_answer")
+        self._rest = rest
 
     def _event(self, event: bytes) -> bytes:
         if not event.startswith(b"data:"):

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -18,8 +18,19 @@ from .stack import BASE, Stack
 
 pytestmark = pytest.mark.engine
 
-PROMPTS = ("Tell me about the sea.", "What is a good breakfast?", "Describe a train station.")
-MAX_TOKENS = 12
+PROMPTS = (
+    "Tell me about the sea.",
+    "What is a good breakfast?",
+    "Describe a train station.",
+    "Who was Napoleon?",
+    "Write about bread.",
+    "Why is the sky blue?",
+    "Give me advice on sleep.",
+    "What is a library?",
+)
+MAX_TOKENS = 16
+CLEARLY_DIFFERENT = 0.6
+VERSIONS = (BASE, "alpha@1", "alpha@2", "alpha@3")
 
 
 @dataclass(frozen=True)
@@ -33,25 +44,30 @@ class Answer:
     text: str
 
 
-@dataclass
+@dataclass(frozen=True)
 class Oracle:
-    """What each version answers to each prompt when asked by its pinned name."""
+    """What each version answers when asked by its pinned name, for prompts that tell all versions apart."""
 
-    known: dict[tuple[str, str], str] = field(default_factory=dict)
+    known: dict[tuple[str, str], str]
+    prompts: tuple[str, ...]
 
-    def learn(self, stack: Stack, versions: tuple[str, ...]) -> None:
+    @classmethod
+    def learn(cls, stack: Stack) -> Oracle:
         with stack.http() as client:
-            for version in versions:
-                for prompt in PROMPTS:
-                    self.known[version, prompt] = complete(client, version, prompt).text
+            known = {
+                (version, prompt): complete(client, version, prompt).text for version in VERSIONS for prompt in PROMPTS
+            }
+        return cls(known, tuple(prompt for prompt in PROMPTS if cls._separates(known, prompt)))
+
+    @staticmethod
+    def _separates(known: dict[tuple[str, str], str], prompt: str) -> bool:
+        texts = [known[version, prompt] for version in VERSIONS]
+        pairs = [(a, b) for n, a in enumerate(texts) for b in texts[n + 1 :]]
+        return all(SequenceMatcher(None, a, b).ratio() < CLEARLY_DIFFERENT for a, b in pairs)
 
     def speaker(self, prompt: str, text: str) -> str:
         """The version whose known answer is nearest. Batches change the last bits of a logit, so not by equality."""
-        near = {
-            version: SequenceMatcher(None, text, known).ratio()
-            for (version, p), known in self.known.items()
-            if p == prompt
-        }
+        near = {version: SequenceMatcher(None, text, self.known[version, prompt]).ratio() for version in VERSIONS}
         return max(near, key=lambda version: near[version])
 
 
@@ -73,17 +89,13 @@ def complete(client: httpx.Client, model: str, prompt: str, unit: str = "someone
 
 @pytest.fixture(scope="module")
 def oracle(stack: Stack, alpha: str) -> Oracle:
-    learned = Oracle()
-    learned.learn(stack, (BASE, "alpha@1", "alpha@2", "alpha@3"))
-    for prompt in PROMPTS:
-        assert len({text for (_, p), text in learned.known.items() if p == prompt}) == 4, (
-            "answers must tell versions apart"
-        )
+    learned = Oracle.learn(stack)
+    assert len(learned.prompts) >= 2, f"answers must tell versions apart: {learned.known}"
     return learned
 
 
 @contextmanager
-def traffic(stack: Stack, route: str, *, users: int = 4) -> Iterator[list[Answer]]:
+def traffic(stack: Stack, route: str, prompts: tuple[str, ...], *, users: int = 4) -> Iterator[list[Answer]]:
     """Keep asking until the block ends."""
     seen: list[Answer] = []
     over = threading.Event()
@@ -92,7 +104,7 @@ def traffic(stack: Stack, route: str, *, users: int = 4) -> Iterator[list[Answer
         with stack.http() as client:
             turn = number
             while not over.is_set():
-                seen.append(complete(client, route, PROMPTS[turn % len(PROMPTS)], unit=f"user-{number}"))
+                seen.append(complete(client, route, prompts[turn % len(prompts)], unit=f"user-{number}"))
                 turn += 1
 
     threads = [threading.Thread(target=user, args=(number,)) for number in range(users)]
@@ -128,7 +140,7 @@ def rollback(stack: Stack, **body: object) -> httpx.Response:
 @pytest.mark.invariant(7)
 def test_promote_and_roll_back_under_load(stack: Stack, oracle: Oracle) -> None:
     force(stack, "alpha@1")
-    with traffic(stack, "alpha") as seen:
+    with traffic(stack, "alpha", oracle.prompts) as seen:
         wait_answers(seen, 8)
         force(stack, "alpha@2")
         promoted = time.monotonic()

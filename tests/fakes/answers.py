@@ -34,7 +34,7 @@ def read_header(weights: Path) -> dict[str, Any]:
         raise ValueError("Error while deserializing header: header too large")
     header = json.loads(raw[8 : 8 + length])
     if not isinstance(header, dict):
-        raise ValueError("Error while deserializing header: invalid JSON")  # noqa: TRY004
+        raise ValueError("Error while deserializing header: invalid JSON")
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     if ends and max(ends) != len(raw) - 8 - length:
         raise ValueError("Error while deserializing header: incomplete metadata, file not fully covered")

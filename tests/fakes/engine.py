@@ -75,6 +75,8 @@ class FakeEngine:
         self.completed = 0
         self.is_healthy = True
         self.calls: list[str] = []
+        # A name to answer under in place of the one that was asked for.
+        self.impostor: str | None = None
         self._on_death = on_death
         self._runner: web.AppRunner | None = None
 
@@ -112,6 +114,11 @@ class FakeEngine:
             await self._runner.cleanup()
             self._runner = None
         self.socket.unlink(missing_ok=True)
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open now."""
+        return 0 if self._runner is None or self._runner.server is None else len(self._runner.server.connections)
 
     def load(self, name: str, path: Path) -> None:
         """Put an adapter in without asking over HTTP."""
@@ -168,10 +175,10 @@ class FakeEngine:
                 "InvalidUserInput",
                 f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, set 'load_inplace' to True.",
             )
-        if not (Path(path) / "adapter_config.json").is_file():  # noqa: ASYNC240
+        if not (Path(path) / "adapter_config.json").is_file():
             return _error(404, "NotFoundError", f"Loading lora {name} failed: No adapter found for {path}")
         try:
-            json.loads((Path(path) / "adapter_config.json").read_bytes())  # noqa: ASYNC240
+            json.loads((Path(path) / "adapter_config.json").read_bytes())
             read_header(Path(path) / "adapter_model.safetensors")
             self.load(name, Path(path))
         except (OSError, ValueError, KeyError) as error:
@@ -248,7 +255,9 @@ class FakeEngine:
             )
         self.running += 1
         try:
-            answer = _Answer(body, model, adapter.identity if adapter else "base", prompts, ids, is_chat=ids is None)
+            answer = _Answer(
+                body, self.impostor or model, adapter.identity if adapter else "base", prompts, ids, is_chat=ids is None
+            )
             response = await (
                 self._stream(request, answer, directives) if body.get("stream") else self._whole(answer, directives)
             )

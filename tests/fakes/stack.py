@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -70,7 +70,7 @@ class Stack:
     async def prepare(self) -> None:
         """A migrated database with a ready replica and a key of each kind; the engine is up."""
         self.settings.prepare_directories()
-        await migrate(self.settings)
+        await _migrated(self.settings)
         await self.engine.start()
         await self.add_replica("replica-1", self.engine)
         keys = Keys(self.database, load_pepper(self.settings))
@@ -103,6 +103,19 @@ class Stack:
         self.gateway.completions.cut_all("shutdown")
         await self._serving
         self._serving = None
+
+    @contextlib.asynccontextmanager
+    async def sibling(self) -> AsyncIterator[Stack]:
+        """A second gateway over the same home and engine."""
+        other = Stack(self.settings.home.parent, auth=self.settings.auth)
+        other.engine, other.keys = self.engine, self.keys
+        await other.serve()
+        try:
+            yield other
+        finally:
+            await other.stop()
+            await other.database.close()
+            other._sockets.cleanup()
 
     def client(self, key: str | None = "admin", **options: Any) -> httpx.AsyncClient:
         """An HTTP client with one of `keys`; None: without."""
@@ -207,6 +220,19 @@ class Stack:
             return list((await connection.execute(select(table))).all())
 
 
+_schema: list[bytes] = []
+
+
+async def _migrated(settings: Settings) -> None:
+    """A database of the present schema; migrated once, copied afterwards."""
+    file = settings.home / "turnout.db"
+    if _schema:
+        file.write_bytes(_schema[0])
+        return
+    await migrate(settings)
+    _schema.append(file.read_bytes())
+
+
 async def until(condition: Callable[[], bool], *, timeout_s: float = 10) -> None:
     """Wait for a condition; a test that would wait for ever fails."""
     async with asyncio.timeout(timeout_s):
@@ -234,10 +260,3 @@ async def first_events(response: httpx.Response, count: int) -> list[bytes]:
         if len(found) >= count:
             break
     return found
-
-
-@contextlib.asynccontextmanager
-async def stacks(homes: Iterable[Path], **options: Any) -> Any:
-    """Several gateways at once."""
-    async with contextlib.AsyncExitStack() as exits:
-        yield [await exits.enter_async_context(Stack(home, **options)) for home in homes]

@@ -1,6 +1,7 @@
 """The fake engine with a will of its own: `--orders FILE` (JSON, read anew each time) says what it does wrongly.
 
-{"refuse": [names], "die_on_load": [names], "silent_adapters": [names], "nan": [names], "leak": true}
+{"refuse": [names], "die_on_load": [names], "silent_adapters": [names], "nan": [names],
+ "fail": [names], "leak": true}
 """
 
 from __future__ import annotations
@@ -52,6 +53,9 @@ class WilfulEngine(FakeEngine):
             return web.json_response(
                 {"error": {"message": message, "type": "BadRequestError", "code": 400}}, status=400
             )
+        if model in self.ordered("fail"):
+            failed = {"error": {"message": "it cannot be done", "type": "InternalServerError", "code": 500}}
+            return web.json_response(failed, status=500)
         if model in self.ordered("silent_adapters") and body.get("logprobs"):
             body = body | {"model": self.model_name}  # the weights match nothing: base answers under the adapter's name
         if model == self.model_name and self.running and self.adapters and self.ordered("leak"):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import psutil
@@ -27,16 +28,21 @@ async def world(tmp_path: Path) -> AsyncIterator[EngineWorld]:
 
 async def loaded(world: EngineWorld) -> dict[str, str]:
     """What the engine itself says it holds."""
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(world.socket()))) as session:
-        async with session.get("http://engine/v1/models") as answer:
-            return {card["id"]: card["root"] for card in (await answer.json())["data"] if card["parent"]}
+    cards = (await look_in(world, "/v1/models"))["data"]
+    return {card["id"]: card["root"] for card in cards if card["parent"]}
 
 
 async def calls(world: EngineWorld) -> list[str]:
-    async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(world.socket()))) as session:
-        async with session.get("http://engine/fake/state") as answer:
-            found: list[str] = (await answer.json())["calls"]
-            return found
+    """Every load and unload since the engine's start."""
+    found: list[str] = (await look_in(world, "/fake/state"))["calls"]
+    return found
+
+
+async def look_in(world: EngineWorld, path: str) -> dict[str, Any]:
+    connector = aiohttp.UnixConnector(str(world.socket()))
+    async with aiohttp.ClientSession(connector=connector) as session, session.get(f"http://engine{path}") as answer:
+        found: dict[str, Any] = await answer.json()
+        return found
 
 
 @pytest.mark.invariant(5)
@@ -137,6 +143,17 @@ async def test_an_adapter_without_effect_never_becomes_ready(world: EngineWorld)
     await world.until(unloaded, "the adapter is unloaded")
 
 
+async def test_a_version_that_the_engine_cannot_answer_with_holds_up_nothing(world: EngineWorld) -> None:
+    good, bad = await world.publish(1), await world.publish(2)
+    world.order(fail=[bad.engine_name])
+    world.start_controller()
+
+    await world.ready(good)
+
+    assert await world.until(lambda: _quarantined(world, bad.name), "it is quarantined") == "engine_failed"
+    assert {row["attempt"] for row in await world.rows(tables.processes)} == {1}, "the engine was never restarted"
+
+
 @pytest.mark.invariant(4)
 async def test_weights_that_compute_something_else_than_verified_never_become_ready(world: EngineWorld) -> None:
     one = await world.publish(1)
@@ -159,12 +176,13 @@ async def test_numbers_that_are_none_cost_the_version_its_place_and_the_engine_i
 
     os.kill(await world.engine_pid(), signal.SIGKILL)
     poisoned = await world.until(lambda: _quarantined(world, bad.name), "the version is quarantined")
-    await world.ready(good)
 
+    async def started_thrice() -> bool:
+        return {row["attempt"] for row in await world.rows(tables.processes)} == {3}
+
+    await world.until(started_thrice, "first start, after the kill, after the poisoning")
+    await world.ready(good, not_epoch=before["epoch"])
     assert poisoned == "non_finite"
-    starts = {row["attempt"] for row in await world.rows(tables.processes)}
-    assert starts == {3}, "first start, after the kill, after the poisoning"
-    assert (await world.replica())["epoch"] != before["epoch"]
     assert bad.engine_name not in await loaded(world)
 
 

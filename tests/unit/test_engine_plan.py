@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from datetime import timedelta
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.engine.models import Resident, Wanted
-from gateway.engine.reconciler import (
+from gateway.engine.plan import (
     Action,
     Load,
     Observed,
@@ -30,9 +29,9 @@ READY, LOADING = ResidencyState.READY, ResidencyState.LOADING
 QUARANTINED, REFUSED = ResidencyState.QUARANTINED, ResidencyState.REFUSED
 
 
-def a_wanted(number: int = 1, **fields: Any) -> Wanted:
+def a_wanted(number: int = 1) -> Wanted:
     version = a_version(version=number)
-    return Wanted(version=version, directory=f"/artifacts/{version.digest}", **fields)
+    return Wanted(version=version, directory=f"/artifacts/{version.digest}")
 
 
 def rows(states: Mapping[str, ResidencyState]) -> dict[str, Resident]:
@@ -200,8 +199,8 @@ def a_route(
     return RouteTargets(stable, previous, weighted, candidate)
 
 
-def names(found: list[tuple[AdapterVersion, bool]]) -> list[str]:
-    return [version.name for version, _ in found]
+def names(found: list[AdapterVersion]) -> list[str]:
+    return [version.name for version in found]
 
 
 def test_priority_follows_need() -> None:
@@ -214,7 +213,6 @@ def test_priority_follows_need() -> None:
     found = by_priority(versions, [route], ["support@5"])
 
     assert names(found) == [f"support@{n}" for n in (1, 2, 3, 4, 5, 7, 6, 9, 8)]
-    assert [is_routed for _, is_routed in found] == [True] * 4 + [False] * 5
 
 
 def test_stables_of_all_routes_come_before_any_previous() -> None:
@@ -229,3 +227,51 @@ def test_stables_of_all_routes_come_before_any_previous() -> None:
 @pytest.mark.parametrize("state", [state for state in VersionState if state is not VersionState.VERIFIED])
 def test_only_verified_versions_are_wanted_whatever_routes_say(state: VersionState) -> None:
     assert by_priority([a_version(state=state)], [a_route("support@1")], ["support@1"]) == []
+
+
+# ---- What the guard of room is for ----
+
+
+class LruEngine:
+    """vLLM's adapter memory: the least recently used goes, whether or not anybody may still ask for it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.listed: dict[str, str] = {}
+        self.memory: list[str] = []
+
+    def load(self, one: Wanted) -> None:
+        self.listed[one.engine_name] = one.directory
+        self.memory = [*self.memory, one.engine_name][-self.size :]
+
+    @property
+    def gone(self) -> set[str]:
+        """Listed, and read from disk in the middle of a step when it is asked for."""
+        return set(self.listed) - set(self.memory)
+
+
+def filled(capacity: int) -> LruEngine:
+    """An engine that keeps four, after a controller that believes in `capacity` wanted six."""
+    engine, ever, states = LruEngine(4), set[str](), dict[str, ResidencyState]()
+    wanted = [a_wanted(number) for number in range(1, 7)]
+    while steps := plan(wanted, Observed(engine.listed, rows(states), set(ever), capacity)):
+        match steps[0]:
+            case Load(one):
+                engine.load(one)
+                ever.add(one.engine_name)
+                states[one.engine_name] = READY
+            case Refuse(one):
+                states[one.engine_name] = REFUSED
+            case other:
+                raise AssertionError(other)
+    return engine
+
+
+@pytest.mark.invariant(5)
+def test_the_engines_own_eviction_never_happens() -> None:
+    assert filled(capacity=4 - 1).gone == set()
+
+
+@pytest.mark.mutant(5)
+def test_without_the_limit_the_engine_evicts_what_traffic_needs() -> None:
+    assert a_wanted(1).engine_name in filled(capacity=10**6).gone

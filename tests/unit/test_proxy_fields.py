@@ -257,7 +257,13 @@ def test_a_malformed_message_is_refused_by_its_place(message: Any) -> None:
 
 
 def test_an_answer_of_the_sdk_may_be_sent_back() -> None:
-    answer = {"role": "assistant", "content": "yes", "refusal": None, "tool_calls": [], "annotations": []}
+    answer: dict[str, Any] = {
+        "role": "assistant",
+        "content": "yes",
+        "refusal": None,
+        "tool_calls": [],
+        "annotations": [],
+    }
 
     request = read({**CHAT, "messages": [*CHAT["messages"], answer]})
 

@@ -86,13 +86,13 @@ class AnswerTrainer(SFTTrainer):
             input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"],
             logits_to_keep=positions, use_cache=False,
         ).logits  # fmt: skip
-        answered = labels != IGNORED
-        scores, targets = logits[answered].float(), labels[answered]
-        total = torch.nn.functional.cross_entropy(scores, targets, reduction="sum")
-        hits = (scores.detach().argmax(-1) == targets).float().mean()
+        scores, targets = logits.flatten(0, 1).float(), labels.flatten()
+        total = torch.nn.functional.cross_entropy(scores, targets, ignore_index=IGNORED, reduction="sum")
+        counted = (targets != IGNORED).sum()
+        hits = (scores.detach().argmax(-1) == targets).sum() / counted
         mode = "train" if self.model.training else "eval"
         self._metrics[mode]["mean_token_accuracy"].append(float(hits))
-        return total / (targets.numel() if num_items_in_batch is None else num_items_in_batch)
+        return total / (counted if num_items_in_batch is None else num_items_in_batch)
 
 
 def build_trainer(

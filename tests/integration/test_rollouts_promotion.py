@@ -1,0 +1,522 @@
+"""Promotion and rollback over HTTP and in the database: gates, residency, compare-and-swap, audit."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import update
+
+from gateway import tables
+from gateway.errors import Conflict, GatewayError
+from gateway.keys import ANONYMOUS
+from gateway.registry.models import AdapterVersion, VersionState
+from gateway.rollouts import promotion
+from gateway.rollouts.promotion import Promotions
+from gateway.routing import store
+from gateway.routing.models import Route, Variant
+from tests.fakes.stack import BASE, Stack, chat_body, until
+
+FORCED = {"force": True, "reason": "test"}
+
+
+@pytest.fixture
+async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
+    async with Stack(tmp_path) as running:
+        _write_suite(running.settings.suites_dir, "target")
+        _write_suite(running.settings.suites_dir, "forgetting")
+        yield running
+
+
+@pytest.fixture
+async def admin(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
+    async with stack.client("admin") as client:
+        yield client
+
+
+def _write_suite(folder: Path, name: str) -> None:
+    (folder / name).mkdir(parents=True)
+    (folder / name / "suite.yaml").write_text(f"name: {name}\n")
+
+
+async def promote(admin: httpx.AsyncClient, target: str | None, **fields: Any) -> httpx.Response:
+    return await admin.post("/api/routes/support/promote", json={"target": target, **fields})
+
+
+async def roll_back(admin: httpx.AsyncClient, **fields: Any) -> httpx.Response:
+    return await admin.post("/api/routes/support/rollback", json=fields)
+
+
+async def promoted(stack: Stack, admin: httpx.AsyncClient, *numbers: int) -> list[AdapterVersion]:
+    """Versions that were published, and promoted in this order."""
+    versions = [await stack.add_version("support", number) for number in sorted(set(numbers))]
+    for number in numbers:
+        assert (await promote(admin, f"support@{number}", **FORCED)).status_code == 200
+    return versions
+
+
+async def pointers(admin: httpx.AsyncClient) -> tuple[str, str]:
+    route = (await admin.get("/api/routes/support")).json()
+    assert route["variants"] == [{"target": route["stable"], "weight": 100}]
+    return route["stable"], route["previous"]
+
+
+async def answering(stack: Stack) -> str:
+    async with stack.client("inference") as client:
+        response = await client.post("/v1/chat/completions", json=chat_body(model="support"))
+        assert response.status_code == 200
+        return str(response.headers["x-turnout-version"])
+
+
+def code(response: httpx.Response) -> tuple[int, str]:
+    return response.status_code, response.json()["error"]["code"]
+
+
+async def audited(stack: Stack, action: str) -> list[Any]:
+    return [row for row in await stack.rows(tables.audit) if row.action == action]
+
+
+# ---- Gates
+
+
+async def current_digest(stack: Stack, suite: str) -> str:
+    return stack.gateway.services.suites.find(suite).digest
+
+
+@pytest.mark.invariant(6)
+async def test_a_promotion_needs_every_gate_passed_for_that_very_digest(stack: Stack, admin: httpx.AsyncClient) -> None:
+    first, second = await stack.add_version("support", 1), await stack.add_version("support", 2)
+    target, forgetting = await current_digest(stack, "target"), await current_digest(stack, "forgetting")
+    assert code(await promote(admin, "support@1")) == (422, "no_gate")
+    await admin.put("/api/routes/support/gates", json={"suites": ["target", "forgetting"]})
+
+    assert code(await promote(admin, "support@1")) == (422, "gate_missing")
+    await stack.add_verdict(first, "target", "passed", suite_digest=target)
+    assert code(await promote(admin, "support@1")) == (422, "gate_missing")
+    await stack.add_verdict(first, "forgetting", "passed", suite_digest="e" * 64)
+    assert code(await promote(admin, "support@1")) == (422, "gate_missing")
+    await stack.add_verdict(first, "forgetting", "passed", suite_digest=forgetting, id="verdict-now")
+
+    assert (await promote(admin, "support@2")).status_code == 422
+    assert (await promote(admin, "support@1")).status_code == 200
+    assert await pointers(admin) == ("support@1", BASE)
+    assert second.promoted_at is None
+
+
+@pytest.mark.invariant(6)
+@pytest.mark.parametrize("verdict", ["failed", "inconclusive", "error"])
+async def test_only_passed_is_passed(stack: Stack, admin: httpx.AsyncClient, verdict: str) -> None:
+    version = await stack.add_version("support", 1)
+    await admin.put("/api/routes/support/gates", json={"suites": ["target"]})
+    await stack.add_verdict(version, "target", verdict, suite_digest=await current_digest(stack, "target"))
+
+    assert code(await promote(admin, "support@1")) == (422, f"gate_{verdict}")
+    assert await pointers(admin) == (BASE, BASE)
+
+
+@pytest.mark.mutant(6)
+async def test_a_promotion_that_passed_no_gate_would_be_seen(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unguarded(*arguments: object, **options: object) -> None:
+        return None
+
+    monkeypatch.setattr(Promotions, "_check_gates", unguarded)
+
+    with pytest.raises((AssertionError, KeyError)):
+        await test_only_passed_is_passed(stack, admin, "failed")
+
+
+async def test_force_needs_a_reason_and_both_are_kept(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+    assert code(await promote(admin, "support@1", force=True)) == (400, "reason_required")
+    assert code(await promote(admin, "support@1", force=True, reason="  ")) == (400, "reason_required")
+
+    assert (await promote(admin, "support@1", force=True, reason="the demo's bad one")).status_code == 200
+
+    [entry] = await audited(stack, "route.promote")
+    assert (entry.actor, entry.subject, entry.reason) == ("key:admin", "support", "the demo's bad one")
+    assert (entry.before["stable"], entry.after["stable"], entry.after["force"]) == (BASE, "support@1", True)
+
+
+async def test_a_gate_must_be_a_suite_that_exists(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+
+    response = await admin.put("/api/routes/support/gates", json={"suites": ["target", "nothing"]})
+
+    assert response.status_code == 404
+    assert (await admin.get("/api/routes/support")).json()["gates"] == []
+
+
+# ---- Residency
+
+
+@pytest.mark.invariant(6)
+async def test_a_version_gets_a_share_only_when_every_ready_engine_has_it(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    version = await stack.add_version("support", 1)
+    await stack.add_replica("replica-2", stack.engine)
+    variants = {"variants": [{"target": "support@1", "weight": 1}, {"target": BASE, "weight": 1}]}
+
+    assert code(await promote(admin, "support@1", **FORCED)) == (409, "not_resident")
+    assert code(await admin.put("/api/routes/support/variants", json=variants)) == (409, "not_resident")
+    await stack.load(version, "replica-2")
+
+    assert (await admin.put("/api/routes/support/variants", json=variants)).status_code == 200
+    assert (await promote(admin, "support@1", **FORCED)).status_code == 200
+
+
+@pytest.mark.mutant(6)
+async def test_a_share_without_residency_would_be_seen(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def unguarded(*arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr(promotion, "_check_resident", unguarded)
+
+    with pytest.raises((AssertionError, KeyError)):
+        await test_a_version_gets_a_share_only_when_every_ready_engine_has_it(stack, admin)
+
+
+async def test_without_a_ready_engine_nothing_is_promoted_even_by_force(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+    await stack.set_replica("replica-1", state="failed")
+
+    assert code(await promote(admin, "support@1", **FORCED)) == (409, "no_ready_engine")
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.parametrize("state", [VersionState.RECEIVED, VersionState.REJECTED, VersionState.QUARANTINED])
+async def test_what_was_not_verified_gets_no_traffic_even_by_force(
+    stack: Stack, admin: httpx.AsyncClient, state: VersionState
+) -> None:
+    await stack.add_version("support", 1, state=state)
+
+    assert code(await promote(admin, "support@1", **FORCED)) == (422, "not_verified")
+    for path, body in {
+        "variants": {"variants": [{"target": "support@1", "weight": 0}, {"target": BASE, "weight": 1}]},
+        "candidate": {"target": "support@1"},
+    }.items():
+        assert code(await admin.put(f"/api/routes/support/{path}", json=body)) == (422, "not_verified")
+
+
+# ---- Rollback
+
+
+@pytest.mark.invariant(7)
+async def test_rollback_flips_the_pointer_and_the_next_request_sees_it(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2)
+    assert await answering(stack) == "support@2"
+
+    moved = (await roll_back(admin, reason="answers are wrong")).json()
+
+    assert await answering(stack) == "support@1"
+    assert (moved["moved_from"], moved["moved_to"], moved["needs_load"]) == ("support@2", "support@1", False)
+    assert 0 < moved["took_ms"] < 1000
+    assert moved["revision"] == moved["route"]["revision"]
+    assert await pointers(admin) == ("support@1", BASE)
+    rows = {row.version: row for row in await stack.rows(tables.adapter_versions)}
+    assert (rows[1].rolled_back_at is None, rows[2].rolled_back_at is None) == (True, False)
+    [entry] = await audited(stack, "route.rollback")
+    assert (entry.reason, entry.before["stable"], entry.after["stable"]) == (
+        "answers are wrong",
+        "support@2",
+        "support@1",
+    )
+
+
+@pytest.mark.invariant(7)
+async def test_rollback_waits_for_no_load_and_says_when_one_is_needed(stack: Stack, admin: httpx.AsyncClient) -> None:
+    first, _ = await promoted(stack, admin, 1, 2)
+    await stack.unload(first)
+
+    moved = (await roll_back(admin)).json()
+
+    assert (moved["moved_to"], moved["needs_load"]) == ("support@1", True)
+    assert moved["took_ms"] < 1000
+    async with stack.client("inference") as client:
+        response = await client.post("/v1/chat/completions", json=chat_body(model="support"))
+    assert code(response) == (503, "variant_not_ready")
+
+
+@pytest.mark.mutant(7)
+async def test_a_rollback_that_waited_for_a_load_would_be_seen(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def waiting(connection: Any, versions: list[Any], target: str) -> bool:
+        for version in versions:
+            if version.name == target:
+                await promotion._check_resident(connection, version)
+        return True
+
+    monkeypatch.setattr(promotion, "_is_answerable", waiting)
+
+    with pytest.raises((AssertionError, KeyError)):
+        await test_rollback_waits_for_no_load_and_says_when_one_is_needed(stack, admin)
+
+
+@pytest.mark.invariant(7)
+async def test_rolling_back_twice_and_on_to_base(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2, 3)
+    seen = []
+    for _ in range(3):
+        assert (await roll_back(admin)).status_code == 200
+        seen.append((await pointers(admin), await answering(stack)))
+
+    assert seen == [
+        (("support@2", "support@1"), "support@2"),
+        (("support@1", BASE), "support@1"),
+        ((BASE, BASE), BASE),
+    ]
+    assert code(await roll_back(admin)) == (409, "nothing_to_roll_back")
+
+
+@pytest.mark.invariant(7)
+async def test_of_two_rollbacks_at_once_one_wins(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2, 3)
+
+    answers = await asyncio.gather(*(roll_back(admin) for _ in range(6)))
+
+    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409, 409]
+    assert {code(answer)[1] for answer in answers if answer.status_code == 409} == {"route_moved"}
+    assert await pointers(admin) == ("support@2", "support@1")
+    assert len(await audited(stack, "route.rollback")) == 1
+
+
+async def test_of_two_rollbacks_in_the_service_one_wins_too(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2, 3)
+    promotions = Promotions(stack.database)
+
+    found = await asyncio.gather(
+        *(promotions.rollback("support", principal=ANONYMOUS) for _ in range(4)), return_exceptions=True
+    )
+
+    assert sum(isinstance(each, Conflict) for each in found) == 3
+    assert await pointers(admin) == ("support@2", "support@1")
+
+
+@pytest.mark.mutant(7)
+async def test_a_rollback_not_bound_to_what_it_saw_would_be_seen(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = promotion._held
+
+    async def unbound(connection: Any, name: str, principal: Any, expected_revision: int | None) -> Route:
+        return await real(connection, name, principal, None)
+
+    monkeypatch.setattr(promotion, "_held", unbound)
+
+    with pytest.raises(AssertionError):
+        await test_of_two_rollbacks_at_once_one_wins(stack, admin)
+
+
+@pytest.mark.invariant(7)
+async def test_a_rollback_during_a_promote_leaves_one_of_the_two_whole(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2)
+    await stack.add_version("support", 3)
+    for _ in range(5):
+        before = await pointers(admin)
+
+        up, down = await asyncio.gather(promote(admin, "support@3", **FORCED), roll_back(admin))
+
+        after = await pointers(admin)
+        assert {up.status_code, down.status_code} <= {200, 409}
+        last = max((each.json() for each in (up, down) if each.status_code == 200), key=lambda moved: moved["revision"])
+        assert after == (last["route"]["stable"], last["route"]["previous"])
+        assert await answering(stack) == after[0]
+        assert after != before
+        assert (await roll_back(admin)).status_code == 200
+        assert (await promote(admin, "support@2", **FORCED)).status_code in (200, 409)
+
+
+async def test_a_version_that_was_rolled_back_returns_by_force_only(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2)
+    await roll_back(admin)
+
+    assert code(await promote(admin, "support@2")) == (422, "rolled_back")
+    split = {"variants": [{"target": "support@2", "weight": 5}, {"target": "support@1", "weight": 95}]}
+    assert code(await admin.put("/api/routes/support/variants", json=split)) == (422, "rolled_back")
+    assert (await promote(admin, "support@2", **FORCED)).status_code == 200
+
+    rows = {row.version: row for row in await stack.rows(tables.adapter_versions)}
+    assert rows[2].rolled_back_at is None
+    assert await pointers(admin) == ("support@2", "support@1")
+
+
+async def test_a_rollback_to_a_chosen_version(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2, 3)
+    await roll_back(admin)
+    assert code(await roll_back(admin, to="support@3")) == (422, "rolled_back")
+    assert code(await roll_back(admin, to="support@3", force=True)) == (400, "reason_required")
+
+    moved = await roll_back(admin, to="support@1")
+
+    assert moved.json()["moved_to"] == "support@1"
+    assert code(await roll_back(admin, to="support@2", force=True, reason="x", expected_revision=1)) == (
+        409,
+        "route_moved",
+    )
+
+
+async def test_a_rollback_ends_a_split_in_the_same_step(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1)
+    await stack.add_version("support", 2)
+    split = [{"target": "support@1", "weight": 50}, {"target": "support@2", "weight": 50}]
+    assert (await admin.put("/api/routes/support/variants", json={"variants": split})).status_code == 200
+
+    await roll_back(admin)
+
+    assert await pointers(admin) == (BASE, BASE)
+
+
+@pytest.mark.invariant(2)
+@pytest.mark.invariant(7)
+async def test_no_request_fails_or_is_mislabelled_while_traffic_moves(stack: Stack, admin: httpx.AsyncClient) -> None:
+    versions = await promoted(stack, admin, 1, 2)
+    engine_names = {BASE: BASE} | {version.name: version.engine_name for version in versions}
+    wrong: list[str] = []
+    count, is_over = 0, False
+
+    async def traffic(client: httpx.AsyncClient, worker: int) -> None:
+        nonlocal count
+        while not is_over:
+            body = chat_body(f"fake:delay_ms=1 {worker}", model="support", stream=worker % 2 == 0)
+            response = await client.post("/v1/chat/completions", json=body)
+            named = engine_names[response.headers["x-turnout-version"]]
+            if response.status_code != 200 or f'"content":"{named}' not in response.text:
+                wrong.append(response.text)
+            count += 1
+
+    async def more() -> None:
+        reached = count + 12
+        await until(lambda: count >= reached)
+
+    async with stack.client("inference") as client:
+        workers = [asyncio.create_task(traffic(client, worker)) for worker in range(6)]
+        for _ in range(6):
+            await more()
+            assert (await roll_back(admin)).status_code == 200
+            await more()
+            assert (await promote(admin, "support@2", **FORCED)).status_code == 200
+        is_over = True
+        await asyncio.gather(*workers)
+
+    assert wrong == []
+
+
+async def test_two_gateways_agree_within_a_poll(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2)
+    async with stack.sibling() as other:
+        await roll_back(admin)
+        started = time.monotonic()
+        await until(lambda: other.gateway.table.current.routes["support"].stable == "support@1")
+
+    assert time.monotonic() - started < 1
+
+
+# ---- Splits
+
+
+async def test_a_split_is_checked_and_audited(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+    path = "/api/routes/support/variants"
+    for variants, expected in [
+        ([], (400, "no_weight")),
+        ([{"target": BASE, "weight": 0}], (400, "no_weight")),
+        ([{"target": BASE, "weight": 1}] * 2, (400, "duplicate_variant")),
+        ([{"target": "support@9", "weight": 1}], (400, "not_a_version")),
+        ([{"target": "other@1", "weight": 1}], (400, "not_a_version")),
+        ([{"target": "gpt-4", "weight": 1}], (400, "unknown_target")),
+        ([{"target": BASE, "weight": -1}], (400, "invalid_request")),
+        ([{"target": BASE, "weight": 1.5}], (400, "invalid_request")),
+    ]:
+        assert code(await admin.put(path, json={"variants": variants})) == expected
+
+    split = [{"target": "support@1", "weight": 50}, {"target": BASE, "weight": 50}]
+    stale = await admin.put(path, json={"variants": split, "expected_revision": 99})
+    done = await admin.put(path, json={"variants": split, "expected_revision": 1, "reason": "try it"})
+
+    assert code(stale) == (409, "route_moved")
+    assert (done.status_code, done.json()["revision"]) == (200, 2)
+    [entry] = await audited(stack, "route.set_variants")
+    assert (entry.reason, entry.after["variants"]) == ("try it", split)
+
+
+async def test_the_candidate_is_promoted_when_none_is_named(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+    assert code(await promote(admin, None, **FORCED)) == (409, "no_candidate")
+    await admin.put("/api/routes/support/candidate", json={"target": "support@1"})
+
+    moved = await promote(admin, None, **FORCED)
+
+    assert moved.json()["moved_to"] == "support@1"
+    assert moved.json()["route"]["candidate"] is None
+
+
+async def test_a_route_that_does_not_exist_is_not_found(stack: Stack, admin: httpx.AsyncClient) -> None:
+    assert code(await roll_back(admin)) == (404, "route_not_found")
+    assert code(await admin.get("/api/routes/support")) == (404, "route_not_found")
+    assert (await admin.get("/api/routes")).json() == []
+
+
+@pytest.mark.parametrize("body", [{"to": 5}, {"force": "maybe"}, {"unknown": 1}, [], "x"])
+async def test_a_malformed_move_is_refused_in_openais_form(stack: Stack, admin: httpx.AsyncClient, body: Any) -> None:
+    response = await admin.post("/api/routes/support/rollback", json=body)
+
+    assert response.status_code == 400
+    assert response.json()["error"].keys() == {"message", "type", "param", "code"}
+
+
+# ---- The store
+
+
+async def test_a_save_that_was_decided_on_an_older_state_is_refused(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+    async with stack.database.read() as connection:
+        route = await store.get_route(connection, "support", project_id="proj_default")
+    async with stack.database.write() as connection:
+        await store.save_route(connection, route, actor="a")
+
+    with pytest.raises(Conflict) as caught:
+        async with stack.database.write() as connection:
+            await store.save_route(
+                connection, route.model_copy(update={"variants": (Variant(target="x", weight=1),)}), actor="b"
+            )
+
+    assert caught.value.code == "route_moved"
+    assert await pointers(admin) == (BASE, BASE)
+
+
+async def test_a_move_that_fails_in_the_middle_leaves_nothing(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await promoted(stack, admin, 1)
+
+    async def broken(*arguments: object, **options: object) -> None:
+        raise GatewayError("the disk is on fire")
+
+    monkeypatch.setattr(promotion, "record_audit", broken)
+    response = await roll_back(admin)
+
+    assert response.status_code == 500
+    assert await pointers(admin) == ("support@1", BASE)
+    assert [row.rolled_back_at for row in await stack.rows(tables.adapter_versions)] == [None]
+
+
+async def test_a_damaged_row_leaves_the_last_good_table(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1)
+    async with stack.database.write() as connection:
+        await connection.execute(update(tables.routes).values(variants=[{"nonsense": 1}]))
+        await connection.execute(update(tables.revisions).values(value=tables.revisions.c.value + 1))
+    failed = stack.gateway.table.failed_refreshes
+
+    await until(lambda: stack.gateway.table.failed_refreshes > failed)
+
+    assert await answering(stack) == "support@1"

@@ -1,0 +1,132 @@
+"""The saved routing table: whole, private, and never trusted when it is damaged."""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from gateway.database import Database
+from gateway.routing import table
+from gateway.routing.table import (
+    RoutingTable,
+    Snapshot,
+    SnapshotBase,
+    SnapshotKey,
+    SnapshotReplica,
+    SnapshotRoute,
+    SnapshotVersion,
+    is_expired,
+    load_saved_snapshot,
+    save_snapshot,
+)
+
+MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
+BASE = SnapshotBase("tiny", "b" * 64, 64, 128)
+SNAPSHOT = Snapshot(
+    revision=7,
+    bases={"tiny": BASE},
+    routes={"s": SnapshotRoute("s", 3, "salt", "s@1", "tiny", None, (("s@1", 90), ("tiny", 10)), "p", MOMENT)},
+    versions={
+        "s@1": SnapshotVersion(
+            "s@1", "s", 1, "d" * 64, "s.v1.dddddddddddd", "verified", "p", frozenset({"key:a"}), True, False, MOMENT
+        )
+    },
+    replicas=(SnapshotReplica("r", "/run/e.sock", "1", "ready", frozenset({"s.v1.dddddddddddd"})),),
+    keys={"h" * 64: SnapshotKey("k", "n", "p", frozenset({"inference"}), None)},
+)
+
+
+@pytest.fixture
+def routing(tmp_path: Path) -> RoutingTable:
+    return RoutingTable(Database("sqlite+aiosqlite://"), tmp_path / "snapshot.json", {"tiny": BASE})
+
+
+def test_what_is_saved_is_read_back_equal(tmp_path: Path) -> None:
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+
+    assert load_saved_snapshot(tmp_path / "snapshot.json") == SNAPSHOT
+
+
+def test_the_file_is_private_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+
+    [file] = tmp_path.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"{}", b'{"revision": "x"}', b'{"revision": 7, "routes": {"s": {}}}', b"\x00" * 50]
+)
+def test_a_damaged_file_is_refused_and_counted(routing: RoutingTable, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "snapshot.json").write_bytes(content)
+
+    assert not routing.load_saved()
+    assert routing.refused_files == 1
+    assert not routing.is_loaded
+
+
+def test_a_truncated_file_is_refused(routing: RoutingTable, tmp_path: Path) -> None:
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+    content = (tmp_path / "snapshot.json").read_bytes()
+    for length in range(0, len(content), 37):
+        (tmp_path / "snapshot.json").write_bytes(content[:length])
+
+        assert not routing.load_saved()
+
+
+def test_a_file_that_is_too_large_is_refused_unread(
+    routing: RoutingTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+    monkeypatch.setattr(table, "MAX_SNAPSHOT_BYTES", 100)
+
+    assert not routing.load_saved()
+    assert routing.refused_files == 1
+
+
+async def test_a_table_that_is_too_large_leaves_the_last_good_file(
+    routing: RoutingTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+    good = (tmp_path / "snapshot.json").read_bytes()
+    monkeypatch.setattr(table, "MAX_SNAPSHOT_BYTES", 100)
+    routing.current = replace(SNAPSHOT, revision=8)
+
+    await routing.save()
+
+    assert (tmp_path / "snapshot.json").read_bytes() == good
+    assert routing.failed_saves == 1
+
+
+def test_without_a_file_there_is_no_table_and_no_alarm(routing: RoutingTable) -> None:
+    assert not routing.load_saved()
+    assert routing.refused_files == 0
+
+
+def test_listeners_hear_of_a_loaded_table(routing: RoutingTable, tmp_path: Path) -> None:
+    heard: list[Snapshot] = []
+    routing.on_change(heard.append)
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+
+    assert routing.load_saved()
+    assert heard == [SNAPSHOT]
+
+
+def test_only_ready_replicas_serve_and_only_what_is_ready_on_them() -> None:
+    assert [replica.id for replica in SNAPSHOT.serving("s.v1.dddddddddddd")] == ["r"]
+    assert SNAPSHOT.serving("s.v2.eeeeeeeeeeee") == []
+    assert [replica.id for replica in SNAPSHOT.serving(None)] == ["r"]
+    starting = Snapshot(1, replicas=(SnapshotReplica("r", "/s", "1", "testing", frozenset({"x"})),))
+    assert starting.serving(None) == starting.serving("x") == []
+
+
+def test_a_key_expires() -> None:
+    moment = datetime.now(UTC)
+    made = [SnapshotKey("k", "n", "p", frozenset(), moment + timedelta(seconds=offset)) for offset in (-1, 60)]
+
+    assert [is_expired(key) for key in made] == [True, False]
