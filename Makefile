@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install base-model demo test test-long check format bench lock gpu-qualify clean
+.PHONY: help install base-model demo test test-long check format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -55,9 +55,6 @@ format: $(VENV)/.installed ## Format the code and fix what can be fixed
 bench: $(VENV)/.installed $(BASE_MODEL)/.complete ## Measure; writes build/bench/*.json
 	@$(BIN)/python -m deploy.bench.gateway
 	@$(BIN)/python -m deploy.bench.trainer
-
-gpu-qualify: ## Tests that need a GPU
-	@$(BIN)/python -m pytest tests/gpu
 
 lock: ## Compile requirements/*.txt from pyproject.toml
 	@bash requirements/lock.sh
