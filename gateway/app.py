@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import ipaddress
 import logging
-import socket
 import sys
-import time
+from importlib.metadata import version
 from pathlib import Path
-from types import FrameType
 
 import structlog
-import uvicorn
 import uvloop
 from fastapi import FastAPI
 
@@ -45,15 +41,12 @@ from .registry.service import Registry
 from .rollouts.promotion import Promotions
 from .routing.store import create_route_for
 from .routing.table import RoutingTable, Snapshot, SnapshotBase
+from .server import GatewayServer, listening_socket
 from .settings import Settings, load_settings
 
 log = structlog.get_logger(__name__)
 
-_KEEP_ALIVE_S = 75
 _STOP_TIMEOUT_S = 10.0
-_CLOSE_TIMEOUT_S = 5
-# A peer that takes no byte for this long is cut off by the kernel, buffers and all.
-_TCP_USER_TIMEOUT_MS = 60_000
 
 
 class Gateway:
@@ -125,8 +118,6 @@ class Gateway:
                 raise
             log.error("serving from the saved routing table", error=error.message, revision=self.table.current.revision)
         self._loops = [asyncio.create_task(self.table.run()), asyncio.create_task(self.recorder.run())]
-        gc.collect()
-        gc.freeze()  # what lives as long as the process need not be looked through again and again
         log.info("gateway is up", url=self.settings.url, auth=self.settings.auth)
 
     async def _open_database(self) -> None:
@@ -155,6 +146,16 @@ class Gateway:
         self.engines.close()
         await self.database.close()
         log.info("gateway is down")
+
+    def server(self, *, owns_process: bool = False) -> GatewayServer:
+        """What serves this gateway."""
+        return GatewayServer(
+            self.front,
+            self.settings,
+            self.lifecycle,
+            cut_all=lambda: self.completions.cut_all("shutdown"),
+            owns_process=owns_process,
+        )
 
     def _forget_old_engines(self, snapshot: Snapshot) -> None:
         self.engines.keep_only((replica.id, replica.socket, replica.epoch) for replica in snapshot.replicas)
@@ -188,7 +189,7 @@ def check_host(settings: Settings) -> None:
 
 def build_api(services: Services) -> FastAPI:
     """Everything but the completions."""
-    api = FastAPI(title="Turnout", version="0.1.0", redoc_url=None, redirect_slashes=False)
+    api = FastAPI(title="Turnout", version=version("turnout"), redoc_url=None, redirect_slashes=False)
     api.state.services = services
     install_error_handlers(api, services.metrics)
     for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, health):
@@ -201,75 +202,11 @@ def create_app(settings: Settings) -> Front:
     return Gateway(settings).front
 
 
-class GatewayServer(uvicorn.Server):
-    """uvicorn that drains first: asked to stop, it refuses new requests and lets the open ones finish, up to a limit."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        super().__init__(_uvicorn_config(gateway))
-        self._gateway = gateway
-        self._drain_until: float | None = None
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal drains, the second stops, the third stops at once."""
-        if self._drain_until is not None:
-            super().handle_exit(sig, frame)
-            return
-        self._gateway.lifecycle.is_draining = True
-        self._drain_until = time.monotonic() + self._gateway.settings.drain_timeout_s
-
-    async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: has everything been answered?"""
-        if self._drain_until is not None and not self.should_exit:
-            if self._gateway.lifecycle.in_flight == 0:
-                self.should_exit = True
-            elif time.monotonic() >= self._drain_until:
-                self._gateway.completions.cut_all("shutdown")
-                self.should_exit = True
-        return await super().on_tick(counter)
-
-
-def _uvicorn_config(gateway: Gateway) -> uvicorn.Config:
-    settings = gateway.settings
-    return uvicorn.Config(
-        gateway.front,
-        host=settings.host,
-        port=settings.port,
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        log_config=None,
-        timeout_keep_alive=_KEEP_ALIVE_S,
-        timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
-    )
-
-
-def listening_socket(settings: Settings) -> socket.socket:
-    """The bound socket; `Invalid` that says what to do when the address is taken."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
-    try:
-        bound.bind((settings.host, settings.port))
-    except OSError as error:
-        bound.close()
-        raise Invalid(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set TURNOUT_PORT to a free port",
-            code="address_in_use",
-            param="port",
-        ) from error
-    return bound
-
-
 async def serve_gateway(settings: Settings) -> None:
     """Serve until told to stop. Raises `Invalid` when it cannot start."""
     listening = listening_socket(settings)
     try:
-        server = GatewayServer(Gateway(settings))
+        server = Gateway(settings).server(owns_process=True)
         await server.serve(sockets=[listening])
     finally:
         listening.close()

@@ -44,15 +44,17 @@ class Commands:
         self.seconds[name] = round(time.monotonic() - started, 1)
         self.console.print(f"[dim]{self.seconds[name]:.1f} s[/]\n")
 
-    def turnout(self, *arguments: str, expect: int = 0) -> None:
-        """Run one command on the user's terminal; raises `DemoFailed` when its exit code is another than `expect`."""
-        self._run(arguments, expect=expect, stdout=None)
+    def turnout(self, *arguments: str, expect: int = 0, or_else: int | None = None) -> int:
+        """Run one command on the user's terminal; raises `DemoFailed` when its exit code is neither of those expected."""
+        return self._run(arguments, expect=(expect, or_else), stdout=None)[0]
 
     def answer(self, *arguments: str) -> str:
         """Run one command and return what it printed, for the demo to show as much of it as helps."""
-        return self._run(arguments, expect=0, stdout=subprocess.PIPE)
+        return self._run(arguments, expect=(0,), stdout=subprocess.PIPE)[1]
 
-    def _run(self, arguments: tuple[str, ...], *, expect: int, stdout: int | None) -> str:
+    def _run(
+        self, arguments: tuple[str, ...], *, expect: tuple[int | None, ...], stdout: int | None
+    ) -> tuple[int, str]:
         self.console.print(f"$ turnout {shlex.join(arguments)}", style="bold cyan", markup=False)
         argv = [sys.executable, "-m", "gateway.cli", *arguments]
         process = subprocess.Popen(argv, cwd=self.root, env=self.environment, stdout=stdout, text=True)
@@ -61,9 +63,9 @@ class Commands:
         except BaseException:
             _end(process)
             raise
-        if process.returncode != expect:
-            raise DemoFailed(f"`turnout {shlex.join(arguments)}` ended with {process.returncode}, expected {expect}")
-        return printed or ""
+        if process.returncode not in expect:
+            raise DemoFailed(f"`turnout {shlex.join(arguments)}` ended with {process.returncode}, expected {expect[0]}")
+        return process.returncode, printed or ""
 
 
 def _end(process: subprocess.Popen[str]) -> None:

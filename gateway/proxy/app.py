@@ -11,6 +11,7 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
+from ..database import new_id
 from ..errors import Forbidden, GatewayError, Invalid, NotFound, TooLarge, Unavailable
 from ..keys import Principal
 from ..metrics import Metrics
@@ -191,5 +192,6 @@ def _method_not_allowed(scope: Scope) -> Invalid:
 
 async def _send_error(error: GatewayError, send: Send) -> None:
     status, headers, body = render(error)
+    headers.append((b"x-request-id", new_id("req-").encode()))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -15,13 +15,14 @@ import httpx
 from sqlalchemy import delete, insert, select, update
 
 from gateway import tables
-from gateway.app import Gateway, GatewayServer, listening_socket
+from gateway.app import Gateway
 from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
 from gateway.keys import Keys, load_pepper
 from gateway.migrations.run import migrate
 from gateway.proxy.cutting import Timeouts
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.routing.store import create_route_for
+from gateway.server import listening_socket
 from gateway.settings import Settings, load_settings
 from tests.corpus import make_base
 from tests.factories import a_version
@@ -88,7 +89,7 @@ class Stack:
         listening = listening_socket(self.settings)
         self.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
         self.gateway = Gateway(self.settings, timeouts=self._timeouts)
-        self.server = GatewayServer(self.gateway)
+        self.server = self.gateway.server()
         self._serving = asyncio.create_task(self.server.serve(sockets=[listening]))
         await until(lambda: self.server.started or self._serving_is_over())
 

@@ -17,7 +17,7 @@ from tests.corpus import make_adapter
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "build" / "models" / "smollm2-135m-instruct"
 ARC = ROOT.parent / "shared" / "data" / "eval" / "arc_easy" / "sub500.jsonl"
-ROWS = 12
+ROWS = 6
 
 TASK = {
     "output_type": "multiple_choice", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "arc.jsonl"}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
@@ -19,6 +20,7 @@ from gateway.errors import Conflict, Invalid, NotFound
 from gateway.keys import Keys, load_pepper
 from gateway.proxy import app as door
 from gateway.proxy.completions import PATHS
+from gateway.settings import load_settings
 from tests.fakes.stack import BASE, Stack, chat_body
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "BREW")
@@ -114,7 +116,7 @@ async def test_health_needs_no_key_and_tells_no_secret(stack: Stack) -> None:
 @pytest.mark.invariant(9)
 @pytest.mark.parametrize("key", HOSTILE_KEYS)
 async def test_a_hostile_key_is_just_a_wrong_key(stack: Stack, key: str) -> None:
-    headers = {"authorization": b"Bearer " + key.encode()}
+    headers = {b"authorization": b"Bearer " + key.encode()}
     async with stack.client(None) as client:
         statuses = [
             (await client.post("/v1/chat/completions", json=chat_body(), headers=headers)).status_code,
@@ -258,14 +260,14 @@ async def test_making_and_revoking_keys_is_audited(stack: Stack) -> None:
 
 
 def test_the_pepper_is_one_for_all_who_start_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stack = Stack(tmp_path)
-    stack.settings.prepare_directories()
-    first = load_pepper(stack.settings)
+    settings = load_settings(home=tmp_path / "home")
+    settings.prepare_directories()
+    first = load_pepper(settings)
     # As the loser of the race sees it: absent when it looked, there when it links.
     monkeypatch.setattr(Path, "exists", lambda self: False)
 
-    assert load_pepper(stack.settings) == first
-    assert [file.name for file in stack.settings.secrets_dir.iterdir()] == ["pepper"]
+    assert load_pepper(settings) == first
+    assert [file.name for file in settings.secrets_dir.iterdir()] == ["pepper"]
 
 
 # ---- Hosts, and servers without keys
@@ -352,3 +354,35 @@ async def test_smuggled_framing_is_refused(stack: Stack) -> None:
         writer.close()
         assert answer.startswith(b"HTTP/1.1 400"), (lines, answer)
     assert stack.engine.asked == []
+
+
+async def test_headers_without_end_are_cut_by_size(stack: Stack) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(stack.url.rpartition(":")[2]))
+    writer.write(b"GET /v1/models HTTP/1.1\r\nhost: x\r\n")
+    line = b"x-flood: " + b"y" * 8000 + b"\r\n"
+    sent = 0
+    with contextlib.suppress(ConnectionError):
+        while sent < 64 * 2**20 and not reader.at_eof():
+            writer.write(line * 8)
+            await writer.drain()
+            sent += len(line) * 8
+
+    assert sent < 16 * 2**20
+    writer.close()
+
+
+async def test_a_client_that_never_says_what_it_wants_is_cut_and_others_are_not(stack: Stack) -> None:
+    port = int(stack.url.rpartition(":")[2])
+    stack.server._headers_timeout_s = 0.3
+    lorises = [await asyncio.open_connection("127.0.0.1", port) for _ in range(5)]
+    for _, writer in lorises[1:]:
+        writer.write(b"GET /v1/models HTTP/1.1\r\nhost: x\r\nx-slow: ")
+    async with stack.client("admin") as client:
+        await client.get("/v1/models")
+
+        ends = await asyncio.wait_for(asyncio.gather(*(reader.read() for reader, _ in lorises)), 5)
+
+        assert ends == [b""] * 5
+        assert (await client.get("/v1/models")).status_code == 200
+    for _, writer in lorises:
+        writer.close()
