@@ -32,9 +32,9 @@ from .metrics import Metrics
 from .migrations.run import migrate
 from .proxy.app import Front, Lifecycle
 from .proxy.authentication import Authenticator
+from .proxy.checks import Bounds
 from .proxy.completions import Completions
 from .proxy.cutting import Timeouts
-from .proxy.fields import Bounds
 from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
 from .registry.service import Registry

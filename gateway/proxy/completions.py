@@ -22,10 +22,11 @@ from ..metrics import Metrics
 from ..routing.table import RoutingTable, SnapshotReplica
 from .answers import StreamRewriter, engine_error, rewrite_whole
 from .asgi import ClientGone, Headers, Receive, Scope, Send, header, read_body
+from .checks import Bounds
 from .cutting import Cutter, Cutters, Reason, Timeouts
 from .errors import render, sse_event, status_of
 from .exchange import Exchange
-from .fields import Bounds, CompletionRequest, Endpoint, read_request
+from .fields import CompletionRequest, Endpoint, read_request
 from .recorder import Recorder
 from .resolution import Answering, resolve
 

@@ -6,33 +6,33 @@ no list is refused by name. A test holds these lists against the request models 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ..errors import Forbidden, Invalid
+from .checks import (
+    INT64,
+    MAX_LOGPROBS,
+    MAX_N,
+    Bounds,
+    Check,
+    boolean,
+    fail,
+    integer,
+    labels,
+    logit_bias,
+    max_tokens,
+    messages,
+    metadata,
+    number,
+    penalty,
+    prompt,
+    sticky,
+    stop,
+    top_k,
+)
 
 Endpoint = Literal["chat", "completions"]
-
-MAX_N = 8
-MAX_STOPS = 8
-MAX_STOP_CHARS = 1_000
-MAX_LOGPROBS = 20
-MAX_LOGIT_BIAS = 300
-MAX_LABELS = 128
-MAX_PROMPTS = 64
-MAX_STICKY_CHARS = 512
-_INT64 = 2**63
-_ROLES = frozenset({"system", "developer", "user", "assistant"})
-_MESSAGE_FIELDS = frozenset({"role", "content", "name"})
-
-
-@dataclass(frozen=True, slots=True)
-class Bounds:
-    """What the served base model sets limits by."""
-
-    vocab_size: int
-    max_model_len: int
 
 
 @dataclass(slots=True)
@@ -46,203 +46,42 @@ class CompletionRequest:
     sticky: str | None
 
 
-Check = Callable[[str, Any, Bounds], Any]
-
-
-def _fail(name: str, value: Any, allowed: str) -> Invalid:
-    return Invalid(f"`{name}` is {_short(value)}; it must be {allowed}", code="invalid_value", param=name)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def _boolean(name: str, value: Any, bounds: Bounds) -> bool:
-    if value is True or value is False:
-        return value
-    raise _fail(name, value, "true or false")
-
-
-def _number(low: float, high: float, *, above: bool = False) -> Check:
-    allowed = f"a number {'above' if above else 'from'} {low} to {high}"
-
-    def check(name: str, value: Any, bounds: Bounds) -> float:
-        if type(value) in (int, float) and (low < value if above else low <= value) and value <= high:
-            return value  # type: ignore[no-any-return]
-        raise _fail(name, value, allowed)
-
-    return check
-
-
-def _integer(low: int, high: int) -> Check:
-    def check(name: str, value: Any, bounds: Bounds) -> int:
-        if type(value) is int and low <= value <= high:
-            return value
-        raise _fail(name, value, f"an integer from {low} to {high}")
-
-    return check
-
-
-def _max_tokens(name: str, value: Any, bounds: Bounds) -> int:
-    return _integer(1, bounds.max_model_len)(name, value, bounds)  # type: ignore[no-any-return]
-
-
-def _top_k(name: str, value: Any, bounds: Bounds) -> int:
-    return _integer(-1, bounds.vocab_size)(name, value, bounds)  # type: ignore[no-any-return]
-
-
-def _stop(name: str, value: Any, bounds: Bounds) -> Any:
-    stops = value if isinstance(value, list) else [value]
-    if len(stops) <= MAX_STOPS and all(isinstance(stop, str) and 0 < len(stop) <= MAX_STOP_CHARS for stop in stops):
-        return value
-    raise _fail(name, value, f"a string or up to {MAX_STOPS} strings, each of 1 to {MAX_STOP_CHARS} characters")
-
-
-def _logit_bias(name: str, value: Any, bounds: Bounds) -> Any:
-    allowed = f"up to {MAX_LOGIT_BIAS} token ids below {bounds.vocab_size}, each with a number from -100 to 100"
-    if not isinstance(value, dict) or len(value) > MAX_LOGIT_BIAS:
-        raise _fail(name, value, allowed)
-    for token, bias in value.items():
-        if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < bounds.vocab_size):
-            raise _fail(f"{name}.{token[:40]}", bias, allowed)
-        if type(bias) not in (int, float) or not -100 <= bias <= 100:
-            raise _fail(f"{name}.{token}", bias, allowed)
-    return value
-
-
-def _labels(name: str, value: Any, bounds: Bounds) -> Any:
-    if isinstance(value, list) and 0 < len(value) <= MAX_LABELS and _are_token_ids(value, bounds):
-        return value
-    raise _fail(name, value, f"1 to {MAX_LABELS} token ids below {bounds.vocab_size}")
-
-
-def _are_token_ids(value: list[Any], bounds: Bounds) -> bool:
-    return {int} == set(map(type, value)) and min(value) >= 0 and max(value) < bounds.vocab_size
-
-
-def _prompt(name: str, value: Any, bounds: Bounds) -> Any:
-    if isinstance(value, str):
-        return _one_prompt(name, value, bounds)
-    if not isinstance(value, list) or not value:
-        raise _fail(name, value, f"text, token ids below {bounds.vocab_size}, or a list of either")
-    if type(value[0]) is int:
-        return _one_prompt(name, value, bounds)
-    if len(value) > MAX_PROMPTS:
-        raise _fail(name, f"{len(value)} prompts", f"at most {MAX_PROMPTS} prompts")
-    if len({type(item) for item in value}) != 1:
-        raise _fail(name, value, "all text or all token ids")
-    return [_one_prompt(f"{name}[{place}]", item, bounds) for place, item in enumerate(value)]
-
-
-def _one_prompt(name: str, value: Any, bounds: Bounds) -> Any:
-    if isinstance(value, str) and value:
-        return value
-    if isinstance(value, list) and value:
-        if not _are_token_ids(value, bounds):
-            raise _fail(name, value, f"token ids from 0 to {bounds.vocab_size - 1}")
-        if len(value) > bounds.max_model_len:
-            raise _fail(name, f"{len(value)} tokens", f"at most {bounds.max_model_len} tokens")
-        return value
-    raise _fail(name, value, "not empty: text, or token ids")
-
-
-def _messages(name: str, value: Any, bounds: Bounds) -> list[dict[str, Any]]:
-    if not isinstance(value, list) or not value:
-        raise _fail(name, value, "a list of at least one message")
-    return [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
-
-
-def _message(name: str, message: Any) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise _fail(name, message, "an object with `role` and `content`")
-    # An answer of an SDK that is sent back carries `"refusal": null`, `"tool_calls": []` and the like.
-    said = {
-        key: value for key, value in message.items() if value is not None and (key in _MESSAGE_FIELDS or value != [])
-    }
-    unknown = said.keys() - _MESSAGE_FIELDS
-    if unknown:
-        raise Invalid(
-            f"`{name}.{min(unknown)[:60]}` is not supported: a message has `role`, `content` and `name`",
-            code="unsupported_parameter",
-            param=f"{name}.{min(unknown)[:60]}",
-        )
-    if said.get("role") not in _ROLES:
-        raise _fail(f"{name}.role", message.get("role"), f"one of {', '.join(sorted(_ROLES))}")
-    if "name" in said and not (isinstance(said["name"], str) and 0 < len(said["name"]) <= 64):
-        raise _fail(f"{name}.name", said["name"], "1 to 64 characters")
-    said["content"] = _content(f"{name}.content", said.get("content"))
-    return said
-
-
-def _content(name: str, content: Any) -> Any:
-    if isinstance(content, str):
-        return content
-    if not isinstance(content, list) or not content:
-        raise _fail(name, content, "text, or a list of text parts")
-    for place, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text":
-            kind = part.get("type") if isinstance(part, dict) else part
-            raise Invalid(
-                f'`{name}[{place}]` is of type {_short(kind)}: only text is served; send `{{"type": "text", "text": ...}}`',
-                code="unsupported_content",
-                param=f"{name}[{place}]",
-            )
-        if part.keys() != {"type", "text"} or not isinstance(part["text"], str):
-            raise _fail(f"{name}[{place}]", part, "an object with exactly `type` and `text`")
-    return content
-
-
-def _metadata(name: str, value: Any, bounds: Bounds) -> Any:
-    if isinstance(value, dict) and len(value) <= 16 and all(isinstance(item, str) for item in value.values()):
-        return value
-    raise _fail(name, value, "an object of at most 16 strings")
-
-
-def _sticky(name: str, value: Any, bounds: Bounds) -> str:
-    if isinstance(value, str) and 0 < len(value) <= MAX_STICKY_CHARS:
-        return value
-    raise _fail(name, value, f"1 to {MAX_STICKY_CHARS} characters")
-
-
-_penalty = _number(-2, 2)
-
 # ---- The lists. ----------------------------------------------------------------------------------------------------
 
 _FORWARDED: dict[str, Check] = {
-    "max_tokens": _max_tokens,
-    "temperature": _number(0, 2),
-    "top_p": _number(0, 1, above=True),
-    "top_k": _top_k,
-    "min_p": _number(0, 1),
-    "n": _integer(1, MAX_N),
-    "stop": _stop,
-    "seed": _integer(-_INT64, _INT64 - 1),
-    "presence_penalty": _penalty,
-    "frequency_penalty": _penalty,
-    "repetition_penalty": _number(0, 2, above=True),
-    "logit_bias": _logit_bias,
+    "max_tokens": max_tokens,
+    "temperature": number(0, 2),
+    "top_p": number(0, 1, above=True),
+    "top_k": top_k,
+    "min_p": number(0, 1),
+    "n": integer(1, MAX_N),
+    "stop": stop,
+    "seed": integer(-INT64, INT64 - 1),
+    "presence_penalty": penalty,
+    "frequency_penalty": penalty,
+    "repetition_penalty": number(0, 2, above=True),
+    "logit_bias": logit_bias,
 }
 
 FORWARDED: dict[Endpoint, dict[str, Check]] = {
     "chat": _FORWARDED
     | {
-        "messages": _messages,
-        "max_completion_tokens": _max_tokens,
-        "logprobs": _boolean,
-        "top_logprobs": _integer(0, MAX_LOGPROBS),
+        "messages": messages,
+        "max_completion_tokens": max_tokens,
+        "logprobs": boolean,
+        "top_logprobs": integer(0, MAX_LOGPROBS),
     },
-    "completions": _FORWARDED | {"prompt": _prompt, "logprobs": _integer(0, MAX_LOGPROBS)},
+    "completions": _FORWARDED | {"prompt": prompt, "logprobs": integer(0, MAX_LOGPROBS)},
 }
 
 # Rewritten on the way: the client's name becomes the engine's, and usage is always asked for.
 REWRITTEN = frozenset({"model", "stream", "stream_options"})
 
-READ: dict[str, Check] = {"user": _sticky, "safety_identifier": _sticky, "metadata": _metadata}
+READ: dict[str, Check] = {"user": sticky, "safety_identifier": sticky, "metadata": metadata}
 
 SET_BY_GATEWAY = frozenset({"cache_salt", "priority", "request_id"})
 
-EVALUATORS_ONLY: dict[str, Check] = {"logprob_token_ids": _labels, "return_tokens_as_token_ids": _boolean}
+EVALUATORS_ONLY: dict[str, Check] = {"logprob_token_ids": labels, "return_tokens_as_token_ids": boolean}
 
 _KILLS = "it makes the engine score the prompt, which can stop it for everyone"
 _TEMPLATE = "the template of the base model is fixed, and one from a request could run code or block the engine"
@@ -360,7 +199,7 @@ def read_request(
         elif name not in REWRITTEN and not _asks_nothing(name, value):
             forwarded[name] = _special(name, value, bounds, is_evaluator=is_evaluator)
     _check_together(endpoint, given)
-    is_stream = _boolean("stream", given.get("stream", False), bounds)
+    is_stream = boolean("stream", given.get("stream", False), bounds)
     wants_usage = _wants_usage(given.get("stream_options"), bounds, is_stream=is_stream)
     if is_stream:
         forwarded["stream"] = True
@@ -416,11 +255,11 @@ def _wants_usage(options: Any, bounds: Bounds, *, is_stream: bool) -> bool:
     if options is None:
         return False
     if not isinstance(options, dict):
-        raise _fail("stream_options", options, "an object")
+        raise fail("stream_options", options, "an object")
     if not is_stream:
         raise Invalid("`stream_options` needs `stream: true`", code="invalid_value", param="stream_options")
     unknown = options.keys() - {"include_usage", "include_obfuscation"}
     if unknown:
         name = f"stream_options.{min(unknown)[:60]}"
         raise Invalid(f"unknown field `{name}`; leave it out", code="unknown_parameter", param=name)
-    return _boolean("stream_options.include_usage", options.get("include_usage") or False, bounds)
+    return boolean("stream_options.include_usage", options.get("include_usage") or False, bounds)

@@ -72,9 +72,10 @@ class Recorder:
     async def run(self) -> None:
         """Store what is queued, again and again, until `stop`; then once more."""
         was_failing = False
-        while not self._stopping.is_set():
+        while True:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), FLUSH_INTERVAL_S)
+            is_last = self._stopping.is_set()
             try:
                 await self.flush()
                 was_failing = False
@@ -85,6 +86,8 @@ class Recorder:
                         "exposures wait for the database", error=str(error), queued=self.queued, exc_info=not known
                     )
                 was_failing = True
+            if is_last:
+                return
 
     def stop(self) -> None:
         """Let `run` end after a last flush. Cancelling it could cut a commit in two."""

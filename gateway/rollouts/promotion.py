@@ -9,19 +9,28 @@ from typing import Any
 
 import structlog
 from pydantic import BaseModel, Field
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, now, record_audit
-from ..errors import Conflict, GatewayError, Invalid, Refused
+from ..errors import GatewayError, Invalid, Refused
 from ..jobs.suites import Suites
 from ..jobs.verdicts import Verdict
 from ..keys import Principal
-from ..registry.models import ReplicaState, ResidencyState, VersionState
-from ..routing.models import Route, Variant, check_variants, parse_pin
+from ..routing.models import Route, Variant, check_variants
 from ..routing.store import get_route, route_moved, save_route
-from .pointers import Move, Past, Pointers, promote, roll_back
+from .conditions import (
+    RouteVersion,
+    check_may_serve,
+    check_resident,
+    check_verified,
+    is_answerable,
+    named,
+    newest_verdict,
+    versions_of,
+)
+from .pointers import Move, Pointers, promote, roll_back
 
 log = structlog.get_logger(__name__)
 
@@ -39,24 +48,6 @@ class Moved(BaseModel, frozen=True):
     revision: int
     took_ms: float = Field(description="from the call until this gateway routes by it")
     needs_load: bool = Field(description="no engine has the target loaded: its requests fail until one has")
-
-
-class _Version(BaseModel, frozen=True):
-    """What the checks need of a version."""
-
-    id: str
-    digest: str
-    base_model: str
-    state: VersionState
-    past: Past
-
-    @property
-    def name(self) -> str:
-        return self.past.name
-
-    @property
-    def engine_name(self) -> str:
-        return f"{self.name.replace('@', '.v')}.{self.digest[:12]}"
 
 
 class Promotions:
@@ -92,11 +83,11 @@ class Promotions:
         reason = _checked_reason(reason, force=force)
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
-            versions = await _versions(connection, held)
+            versions = await versions_of(connection, held)
             move = promote(_pointers(held, versions), target, [version.past for version in versions], force=force)
-            chosen = _named(versions, move.pointers.stable)
-            _check_verified(chosen)
-            await _check_resident(connection, chosen)
+            chosen = named(versions, move.pointers.stable)
+            check_verified(chosen)
+            await check_resident(connection, chosen)
             if not force:
                 await self._check_gates(connection, held, chosen)
             after = await _apply(connection, held, move, versions, principal)
@@ -125,11 +116,11 @@ class Promotions:
                 expected_revision = (await get_route(connection, route, project_id=principal.project_id)).revision
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
-            versions = await _versions(connection, held)
+            versions = await versions_of(connection, held)
             move = roll_back(_pointers(held, versions), [version.past for version in versions], to=to, force=force)
             after = await _apply(connection, held, move, versions, principal)
             await _audit(connection, held, after, "route.rollback", reason, principal, force=force)
-            needs_load = not await _is_answerable(connection, versions, after.stable)
+            needs_load = not await is_answerable(connection, versions, after.stable)
         return await self._moved(held, after, started, needs_load=needs_load)
 
     async def set_variants(
@@ -149,9 +140,9 @@ class Promotions:
             raise Invalid(f"{len(wanted)} variants; at most {MAX_VARIANTS}", code="too_many_variants", param="variants")
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
-            versions = await _versions(connection, held)
+            versions = await versions_of(connection, held)
             for variant in wanted:
-                await _check_may_serve(connection, held, versions, variant)
+                await check_may_serve(connection, held, versions, variant)
             after = await save_route(connection, held.model_copy(update={"variants": wanted}), actor=principal.actor)
             await _audit(connection, held, after, "route.set_variants", reason, principal)
         await self._refresh()
@@ -171,7 +162,7 @@ class Promotions:
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
             if target is not None:
-                _check_verified(_named(await _versions(connection, held), target))
+                check_verified(named(await versions_of(connection, held), target))
             after = await save_route(connection, held.model_copy(update={"candidate": target}), actor=principal.actor)
             await _audit(connection, held, after, "route.set_candidate", reason, principal)
         await self._refresh()
@@ -200,7 +191,7 @@ class Promotions:
         await self._refresh()
         return after
 
-    async def _check_gates(self, connection: AsyncConnection, route: Route, version: _Version) -> None:
+    async def _check_gates(self, connection: AsyncConnection, route: Route, version: RouteVersion) -> None:
         if not route.gates:
             raise Refused(
                 f"route {route.name!r} has no gates: name suites with `turnout routes gates`, or use force and a reason",
@@ -208,7 +199,7 @@ class Promotions:
             )
         for suite in route.gates:
             digest = await self._suite_digest(suite)
-            found = await _newest_verdict(connection, version, suite, digest, project_id=route.project_id)
+            found = await newest_verdict(connection, version, suite, digest, project_id=route.project_id)
             if found is None:
                 raise Refused(
                     f"{version.name} was not evaluated on {suite!r} as it is now: run `turnout eval run {version.name} --suite {suite}`",
@@ -270,119 +261,15 @@ async def _held(connection: AsyncConnection, name: str, principal: Principal, ex
     return route
 
 
-async def _versions(connection: AsyncConnection, route: Route) -> list[_Version]:
-    """Versions of the adapter that the route is named after."""
-    table = tables.adapter_versions
-    rows = await connection.execute(
-        select(table).where(table.c.adapter == route.name, table.c.project_id == route.project_id)
-    )
-    return [_version(row) for row in rows.mappings()]
-
-
-def _version(row: Any) -> _Version:
-    past = Past(
-        name=f"{row['adapter']}@{row['version']}",
-        version=row["version"],
-        was_stable=row["promoted_at"] is not None,
-        is_rolled_back=row["rolled_back_at"] is not None,
-        is_servable=row["state"] == VersionState.VERIFIED,
-    )
-    return _Version(
-        id=row["id"], digest=row["digest"], base_model=row["base_model"], state=VersionState(row["state"]), past=past
-    )
-
-
-def _named(versions: Sequence[_Version], name: str) -> _Version:
-    found = next((version for version in versions if version.name == name), None)
-    if found is None:
-        raise Invalid(f"{name!r:.100} is not a version of this route's adapter", code="not_a_version", param="target")
-    return found
-
-
-def _pointers(route: Route, versions: Sequence[_Version]) -> Pointers:
+def _pointers(route: Route, versions: Sequence[RouteVersion]) -> Pointers:
     # A route exists since its adapter's first version, and versions of one adapter share their base.
     return Pointers(
         base=versions[0].base_model, stable=route.stable, previous=route.previous, candidate=route.candidate
     )
 
 
-def _check_verified(version: _Version) -> None:
-    if version.state is VersionState.VERIFIED:
-        return
-    later = "wait for its verification" if version.state is VersionState.RECEIVED else "it can never be served"
-    raise Refused(f"{version.name} is {version.state}: {later}", code="not_verified", param="target")
-
-
-async def _check_resident(connection: AsyncConnection, version: _Version) -> None:
-    ready = await _ready_replicas(connection)
-    if not ready:
-        raise Conflict("no engine is ready: nothing can be promoted until one is", code="no_ready_engine")
-    missing = ready - await _holders(connection, version.engine_name)
-    if missing:
-        raise Conflict(
-            f"{version.name} is not loaded on {', '.join(sorted(missing))} yet; see `turnout adapters show {version.name}`",
-            code="not_resident",
-            param="target",
-        )
-
-
-async def _check_may_serve(
-    connection: AsyncConnection, route: Route, versions: Sequence[_Version], variant: Variant
-) -> None:
-    if parse_pin(variant.target) is None:
-        if variant.target != _pointers(route, versions).base:
-            raise Invalid(
-                f"{variant.target!r:.100} is neither this route's base model nor a version such as {route.name}@1",
-                code="unknown_target",
-                param="variants",
-            )
-        return
-    version = _named(versions, variant.target)
-    _check_verified(version)
-    if version.past.is_rolled_back:
-        raise Refused(
-            f"{version.name} was rolled back; it returns by a forced promotion only",
-            code="rolled_back",
-            param="variants",
-        )
-    if variant.weight:
-        await _check_resident(connection, version)
-
-
-async def _is_answerable(connection: AsyncConnection, versions: Sequence[_Version], target: str) -> bool:
-    """Whether every ready engine answers `target` now; base always is."""
-    version = next((found for found in versions if found.name == target), None)
-    if version is None:
-        return True
-    return await _ready_replicas(connection) <= await _holders(connection, version.engine_name)
-
-
-async def _ready_replicas(connection: AsyncConnection) -> set[str]:
-    table = tables.replicas
-    return set((await connection.execute(select(table.c.id).where(table.c.state == ReplicaState.READY))).scalars())
-
-
-async def _holders(connection: AsyncConnection, engine_name: str) -> set[str]:
-    table = tables.residency
-    query = select(table.c.replica_id).where(table.c.engine_name == engine_name, table.c.state == ResidencyState.READY)
-    return set((await connection.execute(query)).scalars())
-
-
-async def _newest_verdict(
-    connection: AsyncConnection, version: _Version, suite: str, suite_digest: str | None, *, project_id: str
-) -> str | None:
-    table = tables.verdicts
-    query = select(table.c.verdict).where(
-        table.c.digest == version.digest, table.c.suite == suite, table.c.project_id == project_id
-    )
-    if suite_digest is not None:
-        query = query.where(table.c.suite_digest == suite_digest)
-    found = await connection.execute(query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(1))
-    return found.scalar_one_or_none()
-
-
 async def _apply(
-    connection: AsyncConnection, route: Route, move: Move, versions: Sequence[_Version], principal: Principal
+    connection: AsyncConnection, route: Route, move: Move, versions: Sequence[RouteVersion], principal: Principal
 ) -> Route:
     """Store a move: the pointers, all traffic to the new stable, and the marks."""
     pointers = move.pointers

@@ -14,6 +14,7 @@ from .stack import BASE, Stack, wait_for
 
 pytestmark = pytest.mark.engine
 
+END_OF_TURN = "2"  # of this model; ruled out where a test needs an answer that does not end by itself
 PROMPT = "Name three colours of the rainbow."
 
 
@@ -153,6 +154,7 @@ def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:
     body = {
         "model": BASE,
         "messages": [{"role": "user", "content": "Count up from one, for ever."}],
+        "logit_bias": {END_OF_TURN: -100},
         "max_tokens": 1500,
         "stream": True,
         "temperature": 0,

@@ -15,7 +15,6 @@ import httpx
 import httpx2
 import openai
 import pytest
-import uvicorn
 from openai import AsyncOpenAI
 from openai.types import FileObject
 from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
@@ -23,7 +22,7 @@ from sqlalchemy import insert, update
 
 from gateway import tables
 from gateway.api.fine_tuning import fine_tuning_job
-from gateway.app import Gateway, _uvicorn_config
+from gateway.app import Gateway
 from gateway.database import now
 from gateway.jobs.models import JobState
 from gateway.migrations.run import migrate
@@ -517,9 +516,8 @@ async def test_a_connection_that_ends_too_early_leaves_nothing(api: Api) -> None
     client = await api.client("train")
     key = client.headers["authorization"]
     await client.aclose()
-    config = _uvicorn_config(api.gateway)
-    config.port, config.lifespan = 0, "off"
-    server = uvicorn.Server(config)
+    server = api.gateway.server()
+    server.config.port, server.config.lifespan = 0, "off"
     task = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)

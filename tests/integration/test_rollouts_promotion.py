@@ -14,9 +14,8 @@ from sqlalchemy import update
 
 from gateway import tables
 from gateway.errors import Conflict, GatewayError
-from gateway.keys import ANONYMOUS
 from gateway.registry.models import AdapterVersion, VersionState
-from gateway.rollouts import promotion
+from gateway.rollouts import conditions, promotion
 from gateway.rollouts.promotion import Promotions
 from gateway.routing import store
 from gateway.routing.models import Route, Variant
@@ -179,7 +178,7 @@ async def test_a_share_without_residency_would_be_seen(
     async def unguarded(*arguments: object) -> None:
         return None
 
-    monkeypatch.setattr(promotion, "_check_resident", unguarded)
+    monkeypatch.setattr(promotion, "check_resident", unguarded)
 
     with pytest.raises((AssertionError, KeyError)):
         await test_a_version_gets_a_share_only_when_every_ready_engine_has_it(stack, admin)
@@ -253,10 +252,10 @@ async def test_a_rollback_that_waited_for_a_load_would_be_seen(
     async def waiting(connection: Any, versions: list[Any], target: str) -> bool:
         for version in versions:
             if version.name == target:
-                await promotion._check_resident(connection, version)
+                await conditions.check_resident(connection, version)
         return True
 
-    monkeypatch.setattr(promotion, "_is_answerable", waiting)
+    monkeypatch.setattr(promotion, "is_answerable", waiting)
 
     with pytest.raises((AssertionError, KeyError)):
         await test_rollback_waits_for_no_load_and_says_when_one_is_needed(stack, admin)
@@ -282,7 +281,11 @@ async def test_rolling_back_twice_and_on_to_base(stack: Stack, admin: httpx.Asyn
 async def test_of_two_rollbacks_at_once_one_wins(stack: Stack, admin: httpx.AsyncClient) -> None:
     await promoted(stack, admin, 1, 2, 3)
 
-    answers = await asyncio.gather(*(roll_back(admin) for _ in range(6)))
+    # Nobody can write until all six are in, so that none of them has seen another's move.
+    async with stack.database.write():
+        asking = [asyncio.create_task(roll_back(admin)) for _ in range(6)]
+        await until(lambda: stack.gateway.lifecycle.in_flight == 6)
+    answers = await asyncio.gather(*asking)
 
     assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409, 409]
     assert {code(answer)[1] for answer in answers if answer.status_code == 409} == {"route_moved"}
@@ -290,15 +293,13 @@ async def test_of_two_rollbacks_at_once_one_wins(stack: Stack, admin: httpx.Asyn
     assert len(await audited(stack, "route.rollback")) == 1
 
 
-async def test_of_two_rollbacks_in_the_service_one_wins_too(stack: Stack, admin: httpx.AsyncClient) -> None:
+async def test_of_two_rollbacks_of_one_revision_one_wins(stack: Stack, admin: httpx.AsyncClient) -> None:
     await promoted(stack, admin, 1, 2, 3)
-    promotions = Promotions(stack.database)
+    seen = stack.gateway.table.current.routes["support"].revision
 
-    found = await asyncio.gather(
-        *(promotions.rollback("support", principal=ANONYMOUS) for _ in range(4)), return_exceptions=True
-    )
+    found = [await roll_back(admin, expected_revision=seen) for _ in range(3)]
 
-    assert sum(isinstance(each, Conflict) for each in found) == 3
+    assert [answer.status_code for answer in found] == [200, 409, 409]
     assert await pointers(admin) == ("support@2", "support@1")
 
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from gateway.errors import Forbidden, Invalid
 from gateway.proxy import fields
-from gateway.proxy.fields import Bounds, CompletionRequest, Endpoint, read_request
+from gateway.proxy.checks import Bounds
+from gateway.proxy.fields import CompletionRequest, Endpoint, read_request
 
 BOUNDS = Bounds(vocab_size=100, max_model_len=64)
 CHAT: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}

@@ -1,0 +1,145 @@
+"""What must hold before a version gets traffic: verified, loaded on every ready engine, passed by its gates."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+from sqlalchemy import select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from .. import tables
+from ..errors import Conflict, Invalid, Refused
+from ..registry.models import ReplicaState, ResidencyState, VersionState
+from ..routing.models import Route, Variant, parse_pin
+from .pointers import Past
+
+
+class RouteVersion(BaseModel, frozen=True):
+    """What the checks need of a version."""
+
+    id: str
+    digest: str
+    base_model: str
+    state: VersionState
+    past: Past
+
+    @property
+    def name(self) -> str:
+        """`support@3`."""
+        return self.past.name
+
+    @property
+    def engine_name(self) -> str:
+        """The name that engines serve it under."""
+        return f"{self.name.replace('@', '.v')}.{self.digest[:12]}"
+
+
+async def versions_of(connection: AsyncConnection, route: Route) -> list[RouteVersion]:
+    """Versions of the adapter that the route is named after."""
+    table = tables.adapter_versions
+    rows = await connection.execute(
+        select(table).where(table.c.adapter == route.name, table.c.project_id == route.project_id)
+    )
+    return [_version(row) for row in rows.mappings()]
+
+
+def _version(row: Any) -> RouteVersion:
+    past = Past(
+        name=f"{row['adapter']}@{row['version']}",
+        version=row["version"],
+        was_stable=row["promoted_at"] is not None,
+        is_rolled_back=row["rolled_back_at"] is not None,
+        is_servable=row["state"] == VersionState.VERIFIED,
+    )
+    return RouteVersion(
+        id=row["id"], digest=row["digest"], base_model=row["base_model"], state=VersionState(row["state"]), past=past
+    )
+
+
+def named(versions: Sequence[RouteVersion], name: str) -> RouteVersion:
+    """The version of that name; `Invalid` when the adapter has none."""
+    found = next((version for version in versions if version.name == name), None)
+    if found is None:
+        raise Invalid(f"{name!r:.100} is not a version of this route's adapter", code="not_a_version", param="target")
+    return found
+
+
+def check_verified(version: RouteVersion) -> None:
+    """Raise `Refused` unless it ran on its base and was found sane."""
+    if version.state is VersionState.VERIFIED:
+        return
+    later = "wait for its verification" if version.state is VersionState.RECEIVED else "it can never be served"
+    raise Refused(f"{version.name} is {version.state}: {later}", code="not_verified", param="target")
+
+
+async def check_resident(connection: AsyncConnection, version: RouteVersion) -> None:
+    """Raise `Conflict` unless every ready engine, and one at least, has it loaded."""
+    ready = await _ready_replicas(connection)
+    if not ready:
+        raise Conflict("no engine is ready: nothing can be promoted until one is", code="no_ready_engine")
+    missing = ready - await _holders(connection, version.engine_name)
+    if missing:
+        raise Conflict(
+            f"{version.name} is not loaded on {', '.join(sorted(missing))} yet; see `turnout adapters show {version.name}`",
+            code="not_resident",
+            param="target",
+        )
+
+
+async def check_may_serve(
+    connection: AsyncConnection, route: Route, versions: Sequence[RouteVersion], variant: Variant
+) -> None:
+    """Raise unless `variant` may be an arm of the route, with the share it asks for."""
+    if parse_pin(variant.target) is None:
+        if variant.target != versions[0].base_model:
+            raise Invalid(
+                f"{variant.target!r:.100} is neither this route's base model nor a version such as {route.name}@1",
+                code="unknown_target",
+                param="variants",
+            )
+        return
+    version = named(versions, variant.target)
+    check_verified(version)
+    if version.past.is_rolled_back:
+        raise Refused(
+            f"{version.name} was rolled back; it returns by a forced promotion only",
+            code="rolled_back",
+            param="variants",
+        )
+    if variant.weight:
+        await check_resident(connection, version)
+
+
+async def is_answerable(connection: AsyncConnection, versions: Sequence[RouteVersion], target: str) -> bool:
+    """Whether every ready engine answers `target` now; base always is."""
+    version = next((found for found in versions if found.name == target), None)
+    if version is None:
+        return True
+    return await _ready_replicas(connection) <= await _holders(connection, version.engine_name)
+
+
+async def _ready_replicas(connection: AsyncConnection) -> set[str]:
+    table = tables.replicas
+    return set((await connection.execute(select(table.c.id).where(table.c.state == ReplicaState.READY))).scalars())
+
+
+async def _holders(connection: AsyncConnection, engine_name: str) -> set[str]:
+    table = tables.residency
+    query = select(table.c.replica_id).where(table.c.engine_name == engine_name, table.c.state == ResidencyState.READY)
+    return set((await connection.execute(query)).scalars())
+
+
+async def newest_verdict(
+    connection: AsyncConnection, version: RouteVersion, suite: str, suite_digest: str | None, *, project_id: str
+) -> str | None:
+    """What the last evaluation of these very weights on the suite said; None when there was none."""
+    table = tables.verdicts
+    query = select(table.c.verdict).where(
+        table.c.digest == version.digest, table.c.suite == suite, table.c.project_id == project_id
+    )
+    if suite_digest is not None:
+        query = query.where(table.c.suite_digest == suite_digest)
+    found = await connection.execute(query.order_by(table.c.created_at.desc(), table.c.id.desc()).limit(1))
+    return found.scalar_one_or_none()

@@ -1,0 +1,206 @@
+"""The client of engines against peers that behave, and peers that do not, on a real Unix socket."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.engine import client as module
+from gateway.engine.client import EngineClient, EngineClients, EngineUnreachable
+from gateway.errors import UpstreamFailed
+from tests.fakes.stack import until
+
+PATH = "/v1/completions"
+OK = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok"
+Peer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="turnout-test-") as folder:
+        yield Path(folder) / "engine.sock"
+
+
+@asynccontextmanager
+async def serving(path: Path, peer: Peer) -> AsyncIterator[EngineClient]:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await peer(reader, writer)
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_unix_server(handle, str(path))
+    client = EngineClient(str(path))
+    try:
+        yield client
+    finally:
+        client.close()
+        server.close()
+
+
+async def request_read(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return await reader.readexactly(length)
+
+
+def answering(*answers: bytes, then_wait: bool = True) -> Peer:
+    """A peer that gives these answers on each connection, one for each request."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await request_read(reader)
+            writer.write(answer)
+            await writer.drain()
+        if then_wait:
+            await reader.read()
+
+    return peer
+
+
+async def ask(client: EngineClient, body: bytes = b"{}") -> tuple[int, bytes]:
+    answer = await client.post(PATH, body)
+    try:
+        return answer.status, await answer.read()
+    finally:
+        answer.release()
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        (OK, (200, b"ok")),
+        (b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", (404, b"")),
+        (b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n1\r\na\r\n2\r\nbc\r\n0\r\n\r\n", (200, b"abc")),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok", (200, b"ok")),
+    ],
+)
+async def test_an_answer_is_read_whole(path: Path, answer: bytes, expected: tuple[int, bytes]) -> None:
+    async with serving(path, answering(answer, answer)) as client:
+        assert [await ask(client), await ask(client)] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"",
+        b"garbage\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-le",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nshort",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nab",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+    ],
+)
+async def test_an_answer_that_breaks_off_is_an_error_and_not_an_answer(path: Path, answer: bytes) -> None:
+    async with serving(path, answering(answer, then_wait=False)) as client:
+        with pytest.raises(UpstreamFailed):
+            await asyncio.wait_for(ask(client), 5)
+
+
+async def test_without_a_peer_the_request_was_never_sent(path: Path) -> None:
+    with pytest.raises(EngineUnreachable):
+        await EngineClient(str(path)).post(PATH, b"{}")
+
+
+async def test_data_that_nobody_asked_for_ends_the_connection(path: Path) -> None:
+    connections = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await request_read(reader)
+        writer.write(OK)
+        await writer.drain()
+        await asyncio.sleep(0.02)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+        await reader.read()
+
+    async with serving(path, peer) as client:
+        first = await ask(client)
+        await until(lambda: client._idle[0]._is_lost if client._idle else True)
+        second = await ask(client)
+
+    assert (first, second, connections) == ((200, b"ok"), (200, b"ok"), 2)
+
+
+async def test_a_connection_that_was_idle_for_long_is_not_used_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_KEEP_ALIVE_S", 0.0)
+    connections = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await answering(OK, OK)(reader, writer)
+
+    async with serving(path, peer) as client:
+        await ask(client)
+        await ask(client)
+
+    assert connections == 2
+
+
+async def test_a_reader_that_is_slow_holds_back_the_peer(path: Path) -> None:
+    size = 16 * 2**20
+    sent = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await request_read(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size)
+        while sent < size:
+            writer.write(b"x" * 2**16)
+            await writer.drain()
+            sent += 2**16
+        await reader.read()
+
+    async with serving(path, peer) as client:
+        answer = await client.post(PATH, b"{}")
+        await until(lambda: answer._connection._is_paused)
+        stuck_at = sent
+        await asyncio.sleep(0.05)
+
+        assert sent <= stuck_at + 2**20 < size
+        assert len(await answer.read()) == size
+        answer.release()
+
+
+async def test_an_answer_without_end_is_given_up(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MAX_ANSWER_BYTES", 10_000)
+    async with serving(path, answering(b"HTTP/1.1 200 OK\r\ncontent-length: 20000\r\n\r\n" + b"x" * 20_000)) as client:
+        with pytest.raises(UpstreamFailed, match="over 10000 bytes"):
+            await ask(client)
+
+
+async def test_giving_up_closes_the_connection_so_that_the_engine_stops(path: Path) -> None:
+    gone = asyncio.Event()
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await request_read(reader)
+        await reader.read()
+        gone.set()
+
+    async with serving(path, peer) as client:
+        asking = asyncio.create_task(client.post(PATH, b"{}"))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+
+        await asyncio.wait_for(gone.wait(), 5)
+
+
+async def test_clients_of_replicas_that_are_gone_are_forgotten() -> None:
+    clients = EngineClients()
+    old = clients.client("r", "/s", "1")
+    assert clients.client("r", "/s", "1") is old
+
+    clients.keep_only([("r", "/s", "2")])
+
+    assert clients.client("r", "/s", "1") is not old
