@@ -22,6 +22,7 @@ class RouteVersion(BaseModel, frozen=True):
     id: str
     digest: str
     base_model: str
+    base_digest: str
     state: VersionState
     past: Past
 
@@ -54,7 +55,12 @@ def _version(row: Any) -> RouteVersion:
         is_servable=row["state"] == VersionState.VERIFIED,
     )
     return RouteVersion(
-        id=row["id"], digest=row["digest"], base_model=row["base_model"], state=VersionState(row["state"]), past=past
+        id=row["id"],
+        digest=row["digest"],
+        base_model=row["base_model"],
+        base_digest=row["base_digest"],
+        state=VersionState(row["state"]),
+        past=past,
     )
 
 
@@ -64,6 +70,11 @@ def named(versions: Sequence[RouteVersion], name: str) -> RouteVersion:
     if found is None:
         raise Invalid(f"{name!r:.100} is not a version of this route's adapter", code="not_a_version", param="target")
     return found
+
+
+def digest_of(versions: Sequence[RouteVersion], target: str) -> str:
+    """Digest of what a route's pointer names: a version's bundle, else the base model's family."""
+    return next((version.digest for version in versions if version.name == target), versions[0].base_digest)
 
 
 def check_verified(version: RouteVersion) -> None:
@@ -132,12 +143,21 @@ async def _holders(connection: AsyncConnection, engine_name: str) -> set[str]:
 
 
 async def newest_verdict(
-    connection: AsyncConnection, version: RouteVersion, suite: str, suite_digest: str | None, *, project_id: str
+    connection: AsyncConnection,
+    version: RouteVersion,
+    suite: str,
+    suite_digest: str | None,
+    *,
+    baseline: str,
+    project_id: str,
 ) -> str | None:
-    """What the last evaluation of these very weights on the suite said; None when there was none."""
+    """What the last evaluation of these very weights on the suite said, against this baseline; None: there was none."""
     table = tables.verdicts
     query = select(table.c.verdict).where(
-        table.c.digest == version.digest, table.c.suite == suite, table.c.project_id == project_id
+        table.c.digest == version.digest,
+        table.c.suite == suite,
+        table.c.baseline == baseline,
+        table.c.project_id == project_id,
     )
     if suite_digest is not None:
         query = query.where(table.c.suite_digest == suite_digest)

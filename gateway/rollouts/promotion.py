@@ -25,6 +25,7 @@ from .conditions import (
     check_may_serve,
     check_resident,
     check_verified,
+    digest_of,
     is_answerable,
     named,
     newest_verdict,
@@ -89,7 +90,7 @@ class Promotions:
             check_verified(chosen)
             await check_resident(connection, chosen)
             if not force:
-                await self._check_gates(connection, held, chosen)
+                await self._check_gates(connection, held, chosen, baseline=digest_of(versions, held.stable))
             after = await _apply(connection, held, move, versions, principal)
             await _audit(connection, held, after, "route.promote", reason, principal, force=force)
         return await self._moved(held, after, started, needs_load=False)
@@ -191,7 +192,10 @@ class Promotions:
         await self._refresh()
         return after
 
-    async def _check_gates(self, connection: AsyncConnection, route: Route, version: RouteVersion) -> None:
+    async def _check_gates(
+        self, connection: AsyncConnection, route: Route, version: RouteVersion, *, baseline: str
+    ) -> None:
+        """A verdict counts against the stable that stands now: one against an older stable proves nothing about this."""
         if not route.gates:
             raise Refused(
                 f"route {route.name!r} has no gates: name suites with `turnout routes gates`, or use force and a reason",
@@ -199,10 +203,13 @@ class Promotions:
             )
         for suite in route.gates:
             digest = await self._suite_digest(suite)
-            found = await newest_verdict(connection, version, suite, digest, project_id=route.project_id)
+            found = await newest_verdict(
+                connection, version, suite, digest, baseline=baseline, project_id=route.project_id
+            )
             if found is None:
                 raise Refused(
-                    f"{version.name} was not evaluated on {suite!r} as it is now: run `turnout eval run {version.name} --suite {suite}`",
+                    f"{version.name} was not evaluated on {suite!r} as it is now, against {route.stable}, the present stable: "
+                    f"run `turnout eval run {version.name} --suite {suite}`",
                     code="gate_missing",
                 )
             if found != Verdict.PASSED:

@@ -108,6 +108,20 @@ async def test_a_promotion_needs_every_gate_passed_for_that_very_digest(stack: S
 
 
 @pytest.mark.invariant(6)
+async def test_a_verdict_against_an_older_stable_does_not_count(stack: Stack, admin: httpx.AsyncClient) -> None:
+    version = await stack.add_version("support", 1)
+    await admin.put("/api/routes/support/gates", json={"suites": ["target"]})
+    digest = await current_digest(stack, "target")
+    await stack.add_verdict(version, "target", "passed", suite_digest=digest, baseline="a" * 64)
+
+    refused = await promote(admin, "support@1")
+    await stack.add_verdict(version, "target", "passed", suite_digest=digest, id="verdict-present")
+
+    assert code(refused) == (422, "gate_missing")
+    assert (await promote(admin, "support@1")).status_code == 200
+
+
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("verdict", ["failed", "inconclusive", "error"])
 async def test_only_passed_is_passed(stack: Stack, admin: httpx.AsyncClient, verdict: str) -> None:
     version = await stack.add_version("support", 1)
