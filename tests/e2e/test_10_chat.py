@@ -160,7 +160,8 @@ def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:
         "temperature": 0,
     }
     with stack.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        next(answer.iter_lines())
+        lines = answer.iter_lines()  # held: a generator that is dropped closes the connection
+        next(lines)
         wait_for(lambda: _running(stack) == 1, timeout_s=10, what="the engine says that it decodes")
 
     wait_for(lambda: _running(stack) == 0, timeout_s=10, what="the engine stops the request its client left")
