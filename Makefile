@@ -37,7 +37,7 @@ demo: $(VENV)/.installed $(BASE_MODEL)/.complete ## Run the whole loop for real;
 	@$(BIN)/python -m deploy.demo.run $(if $(KEEP),--keep,)
 
 test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, real vLLM included (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -m "not long" --durations=15
 
 test-long: $(VENV)/.installed $(BASE_MODEL)/.complete ## The longer proofs: kill matrix, simulations, mutants
 	@$(BIN)/python -m pytest -m long
