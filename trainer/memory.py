@@ -6,7 +6,8 @@
 - Activations held for the backward pass, per token and layer: `_HIDDEN_BYTES` x hidden + `_FFN_BYTES` x intermediate,
   and with eager attention `_SCORE_BYTES` x heads x row length for the attention scores.
 - The scores of the vocabulary are held for answer tokens only, in `_VOCABULARY_BYTES` bytes each.
-The four constants were fitted on the demo's base model (docs/benchmarks.md); the estimate is meant to be high rather than low.
+The constants are set so that the estimate is high rather than low: on the demo's base model it is 10 to 50 % above the
+measured peak, from 2 x 421 tokens with gradient checkpointing (1.9 GiB against 1.4) to 8 x 146 without (4.9 against 4.3).
 """
 
 from __future__ import annotations

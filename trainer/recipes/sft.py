@@ -14,6 +14,7 @@ import torch
 import transformers
 from peft import PeftModel
 from transformers import EarlyStoppingCallback, PreTrainedTokenizerBase, PrinterCallback, TrainerCallback, set_seed
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from trl import SFTConfig as TRLConfig
 from trl import SFTTrainer
 
@@ -67,11 +68,34 @@ def train(config: SFTConfig, places: Places, on_progress: OnProgress) -> Trained
     return Trained(places.bundle, digest, trainer.state.global_step, trainer.state.num_input_tokens_seen, metrics)
 
 
+class ResumableOrder(LengthGroupedSampler):
+    """Rows of like length together, in an order that a resumed run finds again.
+
+    The library draws each epoch's order from torch's global state, which a run that goes on in a later epoch no longer
+    has. Here the first epoch follows the seeded global state, and each later one a generator of its own.
+    """
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths)
+        self._seed = seed
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop before each epoch, and before the first one of a resumed run."""
+        self.generator = torch.Generator().manual_seed(self._seed + epoch) if epoch else None
+
+
 class AnswerTrainer(SFTTrainer):
     """TRL's trainer; on CPU it asks the model for the scores of answer positions only.
 
     TRL 1.16 does so on GPU alone: on CPU it projects every prompt token on the vocabulary too, forth and back in fp32.
     """
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(row) for row in (train_dataset or self.train_dataset)["input_ids"]]
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return ResumableOrder(batch, lengths, self.args.seed)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
@@ -119,7 +143,7 @@ def build_trainer(
         num_train_epochs=config.epochs,
         max_steps=config.max_steps or -1,
         per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=2 * config.batch_size,
+        per_device_eval_batch_size=config.batch_size,
         gradient_accumulation_steps=config.gradient_accumulation,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
