@@ -214,6 +214,8 @@ class Stack:
                 process.kill()
             except psutil.Error:
                 continue
+        if self.process is not None:
+            self.process.wait(30)
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
