@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import ipaddress
-import logging
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +27,7 @@ from .errors import GatewayError, Invalid, Unavailable
 from .jobs.service import JobService
 from .jobs.suites import Suites
 from .keys import Keys, load_pepper
+from .logs import configure_logging
 from .metrics import Metrics
 from .migrations.run import migrate
 from .proxy.app import Front, Lifecycle
@@ -212,22 +212,6 @@ async def serve_gateway(settings: Settings) -> None:
         listening.close()
     if not server.started:
         raise Unavailable("the gateway did not start; the cause is in its log", code="not_started")
-
-
-def configure_logging(settings: Settings) -> None:
-    """Events with fields, on standard error."""
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(bool_as_flag=False),
-        ],
-    )
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import logging
 import signal
 import sys
 from collections.abc import Awaitable, Callable
@@ -27,6 +26,7 @@ from .jobs.reconciler import JobReconciler
 from .jobs.suites import Suites
 from .keys import Keys, load_pepper
 from .lease import Lease, LeaseLost
+from .logs import configure_logging
 from .migrations.run import migrate
 from .processes import ProcessTable, home_marker
 from .registry.base_family import load_base_family
@@ -155,22 +155,6 @@ async def serve_controller(settings: Settings) -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await running
     log.info("controller is down; its children go on")
-
-
-def configure_logging(settings: Settings) -> None:
-    """Events with fields, on standard error."""
-    level = logging.getLevelNamesMapping()[settings.log_level.upper()]
-    structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(bool_as_flag=False),
-        ],
-    )
-    logging.basicConfig(level=max(level, logging.WARNING), stream=sys.stderr)
 
 
 def main() -> None:

@@ -27,8 +27,9 @@ from urllib.request import ProxyHandler, build_opener
 import structlog
 from pydantic import BaseModel
 
-from .controller import configure_logging, stop_children
+from .controller import stop_children
 from .errors import Conflict, GatewayError
+from .logs import configure_logging
 from .settings import Settings, load_settings
 
 log = structlog.get_logger(__name__)
