@@ -81,6 +81,7 @@ class ProcessTable:
         self._database = database
         self._marker = marker
         self._own: dict[str, int] = {}  # pids that this very process started, and so must reap
+        self._unreaped: set[int] = set()  # forgotten while threads of theirs were still ending
         self._exit_codes: dict[int, int] = {}
 
     async def spawn(
@@ -129,6 +130,7 @@ class ProcessTable:
 
     async def status(self, name: str) -> ChildStatus:
         """Whether the child runs. One that ended stays known until it is forgotten."""
+        self._reap_forgotten()
         row = await self.child(name)
         if row is None:
             return ChildStatus("absent")
@@ -145,7 +147,10 @@ class ProcessTable:
 
     async def forget(self, name: str) -> None:
         """Drop the row of a child that ended."""
-        self._own.pop(name, None)
+        pid = self._own.pop(name, None)
+        if pid is not None and pid not in self._exit_codes:
+            self._unreaped.add(pid)
+        self._reap_forgotten()
         async with self._database.write() as connection:
             await connection.execute(delete(tables.processes).where(tables.processes.c.id == name))
 
@@ -196,6 +201,9 @@ class ProcessTable:
                 self._exit_codes[row.pid] = os.waitstatus_to_exitcode(status)
         return self._exit_codes.get(row.pid)
 
+    def _reap_forgotten(self) -> None:
+        self._unreaped = {pid for pid in self._unreaped if not _reaped(pid)}
+
     async def _save(self, row: Child) -> None:
         table = tables.processes
         async with self._database.write() as connection:
@@ -239,6 +247,14 @@ def _start(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, lo
 
 
 # ---- What the kernel knows ----------------------------------------------------------------------------------------
+
+
+def _reaped(pid: int) -> bool:
+    """Whether nothing of this child of ours is left. A leader that ended stays while a thread of it is still ending."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
+    except ChildProcessError:
+        return True
 
 
 def look_at(pid: int) -> Seen | None:

@@ -263,6 +263,28 @@ async def test_a_pid_that_is_a_strangers_now_is_never_signalled(home: Home) -> N
     os.killpg(pid, signal.SIGKILL)
 
 
+async def test_a_child_forgotten_before_it_was_reaped_leaves_no_zombie(home: Home) -> None:
+    pid = await home.spawn("pass")
+    await home.until(lambda: (seen := look_at(pid)) is not None and seen.is_zombie, "the child ends")
+
+    await home.table.forget("child")
+
+    assert look_at(pid) is None
+
+
+async def test_a_thread_that_ends_late_delays_the_reaping_only(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    pid = await home.spawn("pass")
+    await home.until(lambda: (seen := look_at(pid)) is not None and seen.is_zombie, "the child ends")
+    with monkeypatch.context() as late:
+        late.setattr(os, "waitpid", lambda pid, options: (0, 0))
+        await home.table.forget("child")
+    assert look_at(pid) is not None
+
+    await home.table.status("another")
+
+    assert look_at(pid) is None
+
+
 async def test_stop_all_leaves_nothing(home: Home) -> None:
     pids = [await home.spawn(SLEEP, "one"), await home.spawn(FAMILY, "two")]
 
