@@ -36,8 +36,10 @@ $(BASE_MODEL)/.complete: $(VENV)/.installed trainer/base_model.py
 demo: $(VENV)/.installed $(BASE_MODEL)/.complete ## Run the whole loop for real; KEEP=1 leaves the gateway running
 	@$(BIN)/python -m deploy.demo.run $(if $(KEEP),--keep,)
 
+# What loads no torch waits more than it computes, so two at a time; what does gets the machine to itself.
 test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, real vLLM included (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not long" --durations=15
+	@$(BIN)/python -m pytest -m "not (long or heavy or engine)" -n 2 --durations=15
+	@$(BIN)/python -m pytest -m "(heavy or engine) and not long" --durations=15
 
 test-long: $(VENV)/.installed $(BASE_MODEL)/.complete ## The longer proofs: kill matrix, simulations, mutants
 	@$(BIN)/python -m pytest -m long

@@ -165,11 +165,12 @@ class _NonInferiority(_Strict, frozen=True):
     items: tuple[int, int] = Field(description="items per task at the first look and at the one larger look")
     alpha: float = Field(default=0.05, gt=0, lt=0.5, description="one-sided error over both looks; each spends half")
     veto_drop: float = Field(default=0.02, ge=0, lt=1, description="a task vetoes only beyond this observed drop")
+    tasks: tuple[ClozeTask | HarnessTask, ...]
 
     @property
     def task_names(self) -> tuple[str, ...]:
         """Names of the tasks, in the suite's order."""
-        raise NotImplementedError
+        return tuple(task.name for task in self.tasks)
 
     @model_validator(mode="after")
     def _looks(self) -> Self:
@@ -185,22 +186,12 @@ class ForgettingCheck(_NonInferiority, frozen=True):
     kind: Literal["forgetting"] = "forgetting"
     tasks: tuple[ClozeTask, ...] = Field(min_length=1)
 
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """Names of the tasks, in the suite's order."""
-        return tuple(task.name for task in self.tasks)
-
 
 class LoglikelihoodCheck(_NonInferiority, frozen=True):
     """Is general knowledge intact? Full log-likelihood tasks, on hf + peft in this process."""
 
     kind: Literal["loglikelihood"] = "loglikelihood"
     tasks: tuple[HarnessTask, ...] = Field(min_length=1)
-
-    @property
-    def task_names(self) -> tuple[str, ...]:
-        """Names of the tasks, in the suite's order."""
-        return tuple(task.name for task in self.tasks)
 
 
 Check = Annotated[ParityCheck | TargetCheck | ForgettingCheck | LoglikelihoodCheck, Field(discriminator="kind")]

@@ -62,6 +62,10 @@ def check_files(adapter_dir: Path, digest: str) -> dict[str, Any]:
     PEFT imports modules that a config names, so a config with one key too many must not get near it.
     """
     raw = _read(adapter_dir / CONFIG_FILE)
+    found = bundle_digest(raw, _digest(adapter_dir / WEIGHTS_FILE))
+    if found != digest:
+        text = f"the files on disk are {found[:12]}, the version is {digest[:12]}: they changed after publishing; publish the same bundle again"
+        raise VerifyRefused(text, code="digest_mismatch")
     try:
         config = json.loads(raw)
         is_canonical = isinstance(config, dict) and canonical_bytes(canonical_config(config)) == raw
@@ -70,10 +74,6 @@ def check_files(adapter_dir: Path, digest: str) -> dict[str, Any]:
     if not is_canonical:
         text = f"{CONFIG_FILE} is not in the canonical form that publishing writes; publish the adapter again"
         raise VerifyRefused(text, code="bad_config")
-    found = bundle_digest(raw, _digest(adapter_dir / WEIGHTS_FILE))
-    if found != digest:
-        text = f"the files on disk are {found[:12]}, the version is {digest[:12]}: they changed after publishing; publish again"
-        raise VerifyRefused(text, code="digest_mismatch")
     return dict(config)
 
 
@@ -123,7 +123,8 @@ def verify(spec: VerifyJob, work: WorkDirectory) -> Findings:
 
 
 def run(directory: Path) -> None:
-    """Verify and leave the result. `ok=False` is a final refusal; whatever else goes wrong is left to crash."""
+    """Verify and leave the result. `ok=False` is a final refusal, unless its code is `digest_mismatch`: the files can be
+    restored, and are then verified anew. Whatever else goes wrong is left to crash."""
     work = WorkDirectory(directory)
     raw = work.spec()
     try:

@@ -66,6 +66,7 @@ class Gateway:
         self.engines = EngineClients()
         self.recorder = Recorder(self.database, self.metrics)
         self.table.on_change(self._forget_old_engines)
+        timeouts = timeouts or Timeouts(request_s=settings.limits.request_timeout_s)
         self.completions = Completions(
             self.table,
             self.engines,
@@ -74,7 +75,7 @@ class Gateway:
             bounds=Bounds(base.vocab_size, settings.engine.max_model_len),
             secret=pepper,
             max_body_bytes=settings.limits.request_bytes,
-            timeouts=timeouts or Timeouts(request_s=settings.limits.request_timeout_s),
+            timeouts=timeouts,
         )
         self.services = self._build_services(base)
         self.api = build_api(self.services)
@@ -85,6 +86,7 @@ class Gateway:
             self.lifecycle,
             self.metrics,
             max_body_bytes=settings.limits.request_bytes,
+            body_timeout_s=timeouts.body_s,
             loopback_only=settings.auth == "none",
             on_start=self.start,
             on_stop=self.stop,
@@ -111,6 +113,7 @@ class Gateway:
 
     async def start(self) -> None:
         """Open the database, or go on from the saved table without it; then follow the one and fill the other."""
+        await self.services.registry.start()
         try:
             await self._open_database()
         except Unavailable as error:
@@ -130,7 +133,7 @@ class Gateway:
             )
         await migrate(self.settings)
         if self.settings.auth == "keys":
-            _show_once(await self.keys.create_first())
+            await self.keys.create_first(_show_once)
         await self.table.refresh()
 
     async def stop(self) -> None:
@@ -165,10 +168,9 @@ def _snapshot_base(base: BaseFamily, settings: Settings) -> SnapshotBase:
     return SnapshotBase(base.name, base.digest, base.vocab_size, settings.engine.max_model_len)
 
 
-def _show_once(raw: str | None) -> None:
-    if raw is not None:
-        sys.stdout.write(f"\nAdmin key, shown this once: {raw}\n  export TURNOUT_API_KEY={raw}\n\n")
-        sys.stdout.flush()
+def _show_once(raw: str) -> None:
+    sys.stdout.write(f"\nAdmin key, shown this once: {raw}\n  export TURNOUT_API_KEY={raw}\n\n")
+    sys.stdout.flush()
 
 
 def check_host(settings: Settings) -> None:

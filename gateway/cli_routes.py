@@ -81,12 +81,16 @@ def set_variants(
     context: typer.Context,
     name: str = typer.Argument(help="Route, such as support."),
     variant: list[str] = typer.Option(..., "--variant", "-v", help="TARGET=WEIGHT; repeat it for each arm."),
+    force: bool = typer.Option(False, "--force", help="Although an arm's gates did not pass. Needs --reason; audited."),
     reason: str | None = REASON,
     expected_revision: int | None = typer.Option(
         None, help="Refuse when somebody moved the route since this revision."
     ),
 ) -> None:
     """Split a route's traffic. Each user keeps an arm as long as the weights stand.
+
+    A version gets a larger share only when the route's gates passed it, or when it was stable before; --force overrides.
+    `turnout rollback` withdraws what is being tried.
 
     Example: turnout routes set support --variant base=50 --variant support@1=50 --reason "A/B against base"
     """
@@ -96,7 +100,15 @@ def set_variants(
         raise typer.BadParameter("a target stands twice; give each one weight", param_hint="--variant")
     with shell.client() as client:
         named = {_base_name(client) if target == "base" else target: weight for target, weight in weights.items()}
-        route = client.set_variants(name, named, reason=reason, expected_revision=expected_revision)
+        try:
+            route = client.set_variants(name, named, force=force, reason=reason, expected_revision=expected_revision)
+        except Refused as refused:
+            if not (refused.code or "").startswith(("gate_", "no_gate")):
+                raise
+            override = f"turnout routes set {name} {' '.join(f'-v {text}' for text in variant)} --force --reason ..."
+            raise Refused(
+                f"{refused.message}\nOverride: {override}", code=refused.code, param=refused.param
+            ) from refused
     shell.show(route, lambda: f"[bold]{route.name}[/] now: {shares(route)}  (revision {route.revision})")
 
 
@@ -165,12 +177,17 @@ def _sentence(moved: Moved) -> str:
 def rollback(
     context: typer.Context,
     name: str = typer.Argument(help="Route, such as support."),
-    to: str | None = typer.Option(None, "--to", help="Version to go to; left out: the route's previous."),
+    to: str | None = typer.Option(
+        None, "--to", help="Version to go to; left out: stable while a split tries something, else previous."
+    ),
     force: bool = typer.Option(False, "--force", help="Also to a version that was itself rolled back."),
     reason: str | None = REASON,
     confirm: bool = typer.Option(False, "--confirm", help="Send requests until the new version answers, and time it."),
 ) -> None:
-    """Take a route back to where it was before: a pointer moves, nothing is loaded, nothing restarts."""
+    """Take back the last move: what is being tried in a split loses its share; without a split, the previous version returns.
+
+    A pointer moves; nothing is loaded, nothing restarts. What was left returns by --force only.
+    """
     shell = session(context)
     with shell.client() as client:
         started_at, started = time.time(), time.monotonic()

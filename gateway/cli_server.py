@@ -131,8 +131,8 @@ def _wait_ready(shell: Session, client: Client, timeout_s: float) -> None:
     with shell.waiting(f"Waiting for {client.url} (the engine takes about a minute to start)"):
         if poll(lambda: True if client.is_ready() else None, timeout_s=timeout_s) is None:
             raise GatewayError(
-                f"{client.url} serves no requests after {timeout_s:.0f} s; `turnout doctor` says what is missing, and the logs "
-                "are in the server's home under logs/",
+                f"{client.url} serves no requests after {timeout_s:.0f} s; `turnout doctor` says what is missing, the server "
+                "says on its own terminal what it does, and the engine's log is logs/engine-0.log in the server's home",
                 code="not_ready",
             )
 

@@ -153,11 +153,18 @@ class Client:
         return self._one(Route, f"/api/routes/{name}")
 
     def set_variants(
-        self, route: str, weights: Mapping[str, int], *, reason: str | None, expected_revision: int | None = None
+        self,
+        route: str,
+        weights: Mapping[str, int],
+        *,
+        force: bool = False,
+        reason: str | None = None,
+        expected_revision: int | None = None,
     ) -> Route:
         """Split a route's traffic; with `expected_revision`, only if nobody moved it since."""
         body = {
             "variants": [{"target": target, "weight": weight} for target, weight in weights.items()],
+            "force": force or None,
             "reason": reason,
             "expected_revision": expected_revision,
         }

@@ -22,13 +22,16 @@ from .database import Database, bump_revision
 from .engine.fleet import LOCAL_REPLICA, LocalFleet, engine_spec
 from .engine.replicas import ReplicaKeeper
 from .errors import GatewayError
+from .jobs.launch import attempt_directory
+from .jobs.local import PROCESS_KIND
+from .jobs.output import LOG_FILE
 from .jobs.reconciler import JobReconciler
 from .jobs.suites import Suites
 from .keys import Keys, load_pepper
 from .lease import Lease, LeaseLost
 from .logs import configure_logging
 from .migrations.run import migrate
-from .processes import ProcessTable, home_marker
+from .processes import Child, ProcessTable, bound_log, home_marker
 from .registry.base_family import load_base_family
 from .registry.models import ReplicaState
 from .registry.service import Registry
@@ -39,6 +42,7 @@ log = structlog.get_logger(__name__)
 
 ENGINE_TICK_S = 0.25
 JOBS_TICK_S = 0.5
+LOGS_TICK_S = 5.0
 STOP_GRACE_S = 15.0
 
 
@@ -51,6 +55,7 @@ class Controller:
         self.database = Database(settings.database)
         self.processes = ProcessTable(self.database, home_marker(settings.home))
         self.lease = Lease(self.database)
+        self.database.fence_with(self.lease.fence)
         base = load_base_family(settings.base_model.name, settings.base_model.path)
         self._registry = Registry(self.database, settings, base, on_publish=(create_route_for,))
         self._fleet = LocalFleet(self.processes)
@@ -92,8 +97,14 @@ class Controller:
                 else:
                     await self._until_done("engine", self._without_engine)
                 group.create_task(self._loop("jobs", self._jobs.tick, JOBS_TICK_S))
+                group.create_task(self._loop("logs", self._bound_logs, LOGS_TICK_S))
         finally:
             await keeper.close()
+
+    async def _bound_logs(self) -> None:
+        """A child that runs for months fills no disk with what it says."""
+        for child in await self.processes.children():
+            await asyncio.to_thread(bound_log, child_log(self._settings, child))
 
     async def _without_engine(self) -> None:
         await self._fleet.stop(LOCAL_REPLICA, grace_s=STOP_GRACE_S)
@@ -125,6 +136,13 @@ class Controller:
             except Exception:
                 log.exception("tick failed", loop=name)
             await asyncio.sleep(interval_s)
+
+
+def child_log(settings: Settings, child: Child) -> Path:
+    """Where a child's output goes: an engine's by its name, a job's into the directory of the attempt."""
+    if child.kind == PROCESS_KIND:
+        return attempt_directory(settings, child.id.removesuffix(f".{child.attempt}"), child.attempt) / LOG_FILE
+    return settings.logs_dir / f"{child.id}.log"
 
 
 async def forget_engines(database: Database) -> None:

@@ -7,12 +7,13 @@ import os
 import secrets
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import aiosqlite
 from sqlalchemy import Connection, event, insert, make_url, select, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -26,6 +27,8 @@ _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two processes writing one WAL file can corrupt it on SQLite older than this (sqlite.org/wal.html#walresetbug).
 WAL_SAFE_SINCE = (3, 51, 3)
 _BUSY_TIMEOUT_MS = 5_000
+# Raises when this process may no longer act, as seen by the transaction it is given.
+Fence = Callable[[AsyncConnection], Awaitable[None]]
 
 
 def now() -> datetime:
@@ -54,7 +57,8 @@ class Database:
         self.url = url
         self._must_exist = must_exist
         self.is_sqlite = url.startswith("sqlite")
-        self.engine: AsyncEngine = create_async_engine(url, pool_pre_ping=not self.is_sqlite)
+        connected = {"connect_args": {"async_creator_fn": _connect_sqlite}} if self.is_sqlite else {}
+        self.engine: AsyncEngine = create_async_engine(url, pool_pre_ping=not self.is_sqlite, **connected)
         self._writer = self.engine.execution_options(turnout_write=True)
         if not self.is_sqlite:
             self._reader = self.engine.execution_options(isolation_level="REPEATABLE READ")
@@ -66,10 +70,21 @@ class Database:
         # SQLite's own queue of writers is a lottery (they sleep and try again); this one is fair within the process.
         self._turn = asyncio.Lock()
         self._held_by: dict[asyncio.Task[Any] | None, str] = {}
+        self._fence: Fence | None = None
 
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+
+    def fence_with(self, fence: Fence) -> None:
+        """From now on every `write` asks `fence` first, in its own transaction."""
+        self._fence = fence
+
+    async def check_fence(self) -> None:
+        """Raise what the fence raises. For what is done to processes, right before it is done."""
+        if self._fence is not None:
+            async with self.read() as connection:
+                await self._fence(connection)
 
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
@@ -81,7 +96,7 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def write(self) -> AsyncIterator[AsyncConnection]:
+    async def write(self, *, is_fenced: bool = True) -> AsyncIterator[AsyncConnection]:
         """One transaction: all of it is durable when the block ends, or none is.
 
         Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is full.
@@ -94,6 +109,8 @@ class Database:
                 self._same_file()
                 async with self._writer.begin() as connection:
                     self._same_file()
+                    if is_fenced and self._fence is not None:
+                        await self._fence(connection)
                     yield connection
 
     @contextmanager
@@ -131,11 +148,11 @@ class Database:
             return
         found = self._file.stat().st_ino if self._file.exists() else None
         if found is None and self._must_exist:
-            raise Unavailable(f"the database {self._file} is missing; put it back", code="database_lost")
+            raise Unavailable(f"the database {self._file.name} is missing; put it back", code="database_lost")
         self._inode = self._inode or found
         if found != self._inode:
             raise Unavailable(
-                f"the database {self._file} was moved or replaced; put it back, or restart to use what is there now",
+                f"the database {self._file.name} was moved or replaced; put it back, or restart to use what is there now",
                 code="database_lost",
             )
 
@@ -166,6 +183,36 @@ def _translated() -> Iterator[None]:
         raise Unavailable(
             "the database cannot be reached; completions go on, changes must wait", code="database_lost"
         ) from error
+
+
+class _SqliteConnection(aiosqlite.Connection):
+    """One that no cancellation cuts off in the middle of a statement: its open cursor would outlive the closed connection,
+    and keep the file locked for every process until the garbage collector comes by."""
+
+    async def _execute(self, fn: Any, *args: Any, **kwargs: Any) -> Any:
+        running = asyncio.ensure_future(super()._execute(fn, *args, **kwargs))  # type: ignore[no-untyped-call]
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await _ended(running)
+            cursor = getattr(fn, "__self__", None)
+            if isinstance(cursor, sqlite3.Cursor):
+                await _ended(asyncio.ensure_future(super()._execute(cursor.close)))  # type: ignore[no-untyped-call]
+            raise
+
+
+async def _ended(running: asyncio.Future[Any]) -> None:
+    """Wait for its end, however often that is cancelled too."""
+    while not running.done():
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait({running})
+    running.exception()  # seen
+
+
+def _connect_sqlite(file: str, **options: Any) -> _SqliteConnection:
+    connection = _SqliteConnection(lambda: sqlite3.connect(file, **options), iter_chunk_size=64)
+    connection._thread.daemon = True  # as SQLAlchemy's own would be
+    return connection
 
 
 def _configure_sqlite(engine: AsyncEngine) -> None:

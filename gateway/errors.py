@@ -1,5 +1,10 @@
 """Everything this package raises on purpose. Nothing here knows of HTTP: `api/errors.py` maps classes to statuses."""
 
+import re
+
+_INTERNALS = re.compile(r"0x[0-9a-fA-F]{2,}|[/\\]|Traceback|File \"|\n")
+_MAX_QUOTED = 400
+
 
 class GatewayError(Exception):
     """Base of every error this package raises on purpose.
@@ -75,3 +80,10 @@ class UpstreamFailed(GatewayError):
     """The engine answered wrongly, or not at all."""
 
     code = "engine_error"
+
+
+def without_internals(message: str, otherwise: str) -> str:
+    """Another program's sentence as clients may read it; `otherwise` when it may hold an address, a path or a trace."""
+    if not message or len(message) > _MAX_QUOTED or _INTERNALS.search(message):
+        return otherwise
+    return message

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel
-from sqlalchemy import insert, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
@@ -55,6 +55,11 @@ class Principal:
 
 # Everyone, where the server runs without keys (loopback only).
 ANONYMOUS = Principal("anonymous", "anonymous", DEFAULT_PROJECT, frozenset({"admin"}))
+
+
+_FIRST_ADMIN = "first-admin"
+# What is made without keys belongs to the one; the other must be free on the first start with keys.
+_RESERVED_NAMES = frozenset({ANONYMOUS.name, _FIRST_ADMIN})
 
 
 class ApiKey(BaseModel, frozen=True):
@@ -120,27 +125,34 @@ class Keys:
         project_id: str = DEFAULT_PROJECT,
         expires_at: datetime | None = None,
     ) -> tuple[ApiKey, str]:
-        """A new key and its secret, which is not kept and cannot be shown again."""
+        """A new key and its secret, which is not kept and cannot be shown again. Its name must never have been used."""
+        if name in _RESERVED_NAMES:
+            text = f"the name {name!r} is kept for the server's own use; choose another"
+            raise Invalid(text, code="key_name_reserved", param="name")
         async with self._database.write() as connection:
             return await self._create(
                 connection, name, scopes, actor=actor, project_id=project_id, expires_at=expires_at
             )
 
-    async def create_first(self) -> str | None:
-        """The secret of an admin key on the very first start; None once any admin key was ever made."""
+    async def create_first(self, show: Callable[[str], None]) -> bool:
+        """Show the secret of a new admin key on the very first start; False once any admin key was ever made.
+
+        It is shown before it counts: a crash in between leaves a key that does not work, and the next start shows another.
+        """
         async with self._database.write() as connection:
             rows = await connection.execute(select(tables.api_keys.c.scopes))
             if any("admin" in scopes for (scopes,) in rows):
-                return None
+                return False
             _, raw = await self._create(
                 connection,
-                "first-admin",
+                _FIRST_ADMIN,
                 ["admin"],
                 actor="system:first-start",
                 project_id=DEFAULT_PROJECT,
                 expires_at=None,
             )
-            return raw
+            show(raw)
+        return True
 
     async def _create(
         self,
@@ -152,15 +164,13 @@ class Keys:
         project_id: str,
         expires_at: datetime | None,
     ) -> tuple[ApiKey, str]:
+        # Before all else: on PostgreSQL this row makes those who ask for the same name take turns.
+        await bump_revision(connection)
         _check_name(name)
         _check_scopes(scopes)
         if expires_at is not None and expires_at <= now():
             raise Invalid(f"expires_at {expires_at.isoformat()} is in the past", param="expires_at")
-        # Ownership goes by name, so two live keys must not share one. Evaluators own nothing and come and go.
-        if "evaluate" not in scopes and await _live_name_exists(connection, name, project_id):
-            raise Conflict(
-                f"a key named {name!r} exists; revoke it or choose another name", code="key_name_taken", param="name"
-            )
+        await _check_name_is_new(connection, name, project_id)
         raw = KEY_PREFIX + secrets.token_urlsafe(32)
         key = ApiKey(
             id=new_id("key-"),
@@ -191,7 +201,6 @@ class Keys:
             subject=name,
             after={"id": key.id, "scopes": list(key.scopes)},
         )
-        await bump_revision(connection)
         return key, raw
 
     async def list(self, *, project_id: str = DEFAULT_PROJECT) -> list[ApiKey]:
@@ -217,16 +226,17 @@ class Keys:
                 return key
             moment = now()
             await connection.execute(update(table).where(table.c.id == key_id).values(revoked_at=moment))
-            await record_audit(
-                connection,
-                project_id=project_id,
-                actor=actor,
-                action="key.revoke",
-                subject=key.name,
-                before={"id": key.id},
-            )
-            await bump_revision(connection)
+            await _record_end(connection, key, actor)
             return key.model_copy(update={"revoked_at": moment})
+
+    async def discard(self, key: ApiKey, actor: str) -> None:
+        """Make a key useless and forget it, all but what the audit log says; for keys that own nothing. Safe to repeat."""
+        table = tables.api_keys
+        async with self._database.write() as connection:
+            gone = await connection.execute(delete(table).where(table.c.id == key.id).returning(table.c.revoked_at))
+            row = gone.one_or_none()
+            if row is not None and row.revoked_at is None:
+                await _record_end(connection, key, actor)
 
 
 def _check_name(name: str) -> None:
@@ -240,14 +250,25 @@ def _check_scopes(scopes: Collection[str]) -> None:
         raise Invalid(f"scopes {unknown or '[]'} are not among: {', '.join(sorted(SCOPES))}", param="scopes")
 
 
-async def _live_name_exists(connection: AsyncConnection, name: str, project_id: str) -> bool:
+async def _check_name_is_new(connection: AsyncConnection, name: str, project_id: str) -> None:
+    """What a key makes belongs to its name: whoever got a name that was used would get that too."""
     table = tables.api_keys
-    found = await connection.execute(
-        select(table.c.id)
-        .where(table.c.name == name, table.c.project_id == project_id, table.c.revoked_at.is_(None))
-        .limit(1)
+    query = select(table.c.id).where(table.c.name == name, table.c.project_id == project_id).limit(1)
+    if (await connection.execute(query)).first() is not None:
+        text = f"a key was named {name!r} before, and what that key made belongs to the name; choose a new name"
+        raise Conflict(text, code="key_name_taken", param="name")
+
+
+async def _record_end(connection: AsyncConnection, key: ApiKey, actor: str) -> None:
+    await record_audit(
+        connection,
+        project_id=key.project_id,
+        actor=actor,
+        action="key.revoke",
+        subject=key.name,
+        before={"id": key.id},
     )
-    return found.first() is not None
+    await bump_revision(connection)
 
 
 def _api_key(row: Any) -> ApiKey:

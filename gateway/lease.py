@@ -2,6 +2,10 @@
 
 No wall clock decides. A holder is as old as its last renewal by its own monotonic clock, and a candidate takes the lease
 over when the row has not changed for a while by its own; so a clock that jumps a day moves nothing.
+
+A holder may be stopped in the middle of a step and go on with it when another has long taken over. So the row is asked
+again where it counts: in every transaction that the holder writes (`Database.fence_with`), and right before it starts or
+ends a process or has the engine drop an adapter.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from datetime import timedelta
 
 import structlog
 from sqlalchemy import insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .database import Database, now
@@ -78,6 +83,15 @@ class Lease:
         if not self.is_held:
             raise LeaseLost("the lease of the controller ran out before it could be renewed")
 
+    async def fence(self, connection: AsyncConnection) -> None:
+        """Raise `LeaseLost` unless it is ours in this very transaction, whatever our own clock says."""
+        table = tables.leases
+        mine = (table.c.name == self._name) & (table.c.holder == self.holder) & (table.c.epoch == self.epoch)
+        # Shared lock: nobody takes the lease over before the transaction has ended.
+        found = await connection.execute(select(table.c.epoch).where(mine).with_for_update(read=True))
+        if found.one_or_none() is None:
+            raise LeaseLost("another controller has taken over")
+
     async def acquire(self) -> None:
         """Wait until it is ours."""
         seen: tuple[object, ...] | None = None
@@ -135,7 +149,7 @@ class Lease:
         asked_at = self._clock()
         table = tables.leases
         values = {"holder": self.holder, "expires_at": now() + timedelta(seconds=EXPIRE_S)}
-        async with self._database.write() as connection:
+        async with self._database.write(is_fenced=False) as connection:
             query = select(table.c.holder, table.c.epoch, table.c.expires_at).where(table.c.name == self._name)
             found = (await connection.execute(query)).one_or_none()
             if (tuple(found) if found else None) != seen:
@@ -151,6 +165,6 @@ class Lease:
     async def _swap(self, values: dict[str, object]) -> bool:
         table = tables.leases
         mine = (table.c.name == self._name) & (table.c.holder == self.holder) & (table.c.epoch == self.epoch)
-        async with self._database.write() as connection:
+        async with self._database.write(is_fenced=False) as connection:
             changed = await connection.execute(update(table).where(mine).values(values))
         return changed.rowcount == 1

@@ -7,9 +7,11 @@ so that it is found even when the controller died between starting it and writin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -102,14 +104,18 @@ class ProcessTable:
         if (await self.status(name)).state == "running":
             raise Conflict(f"process {name!r} is already running", code="already_running")
         marked = {**env, MARK_VARIABLE: f"{self._marker}:{name}:{attempt}"}
-        pid = await asyncio.to_thread(_start, name, argv, marked, cwd, log)
+        await asyncio.to_thread(_prepare_log, log)
+        await self._database.check_fence()
+        # Not in a thread: a cancellation that came while it ran would leave a child that nobody knows.
+        pid = _start(name, argv, marked, cwd, log)
         self._own[name] = pid
         self._exit_codes.pop(pid, None)
         seen = look_at(pid)
         try:
             await self._save(Child(name, kind, pid, seen.started if seen else 0.0, argv_digest(argv), attempt))
-        except BaseException:
+        except BaseException:  # without a row it would be nobody's; or it is another controller's turn by now
             _signal_group(pid, signal.SIGKILL)
+            self._unreaped.add(self._own.pop(name))
             raise
         return pid
 
@@ -178,12 +184,14 @@ class ProcessTable:
 
     async def _sweep(self, keep: set[int]) -> None:
         strangers = await asyncio.to_thread(_marked_groups, f"{self._marker}:".encode())
+        await self._database.check_fence()
         for group in strangers - keep:
             log.warning("orphan killed", group=group)
             await _end_group(group, 0.0)
 
     async def _end(self, row: Child, grace_s: float) -> None:
         self._exit_code(row)
+        await self._database.check_fence()
         if _may_signal(row):
             await _end_group(row.pid, grace_s)
         marked = await asyncio.to_thread(_marked_groups, f"{self._marker}:{row.id}:".encode())
@@ -224,10 +232,12 @@ def _child(row: RowMapping) -> Child:
     return Child(row["id"], row["kind"], row["pid"], row["started"], row["argv_digest"], row["attempt"])
 
 
+def _prepare_log(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bound_log(path)
+
+
 def _start(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log_path: Path) -> int:
-    log_path.parent.mkdir(parents=True, exist_ok=True)
-    if log_path.exists() and log_path.stat().st_size > MAX_LOG_BYTES:
-        log_path.replace(log_path.with_name(f"{log_path.name}.1"))
     try:
         with log_path.open("ab") as output:
             process = subprocess.Popen(
@@ -244,6 +254,33 @@ def _start(name: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, lo
     # The child is meant to outlive this object and this process, which Popen would warn of; the table reaps by pid.
     process.returncode = 0
     return process.pid
+
+
+def bound_log(path: Path) -> None:
+    """Empty a log that is longer than `MAX_LOG_BYTES`, keeping its end as `<name>.1`; a child goes on writing to it.
+
+    What is written in the moment between the copy and the cut is lost. A disk that takes no copy gets none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:  # no log yet, or a link that a job made of it
+        return
+    with os.fdopen(descriptor, "rb+") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_size <= MAX_LOG_BYTES:
+            return
+        aside, kept = path.with_name(f".{path.name}.tmp"), path.with_name(f"{path.name}.1")
+        try:
+            aside.unlink(missing_ok=True)
+            file.seek(found.st_size - MAX_LOG_BYTES)
+            with aside.open("xb") as copy:
+                copy.write(file.read(MAX_LOG_BYTES))
+            aside.replace(kept)
+        except OSError as error:
+            log.warning("log cut without a copy", path=str(path), error=str(error))
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+        file.truncate(0)
 
 
 # ---- What the kernel knows ----------------------------------------------------------------------------------------

@@ -92,6 +92,12 @@ class EngineWorld:
         path.write_text(json.dumps(reference | {"digest": version.digest}))
         return await self.registry.set_state(version.id, VersionState.VERIFIED, code=None, reason=None, actor="test")
 
+    async def publish_again(self, seed: int, adapter: str = "support") -> AdapterVersion:
+        """The very bundle of an earlier `publish`."""
+        folder = self.orders.parent / f"{adapter}-{seed}"
+        version, _ = await self.registry.publish(adapter, folder, actor="key:test", project_id=DEFAULT_PROJECT)
+        return version
+
     async def replica(self) -> dict[str, Any]:
         rows = await self.rows(tables.replicas)
         return rows[0] if rows else {}

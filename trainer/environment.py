@@ -5,12 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
-# glibc gives memory back after every step and fetches it again: page faults are a tenth to a quarter of the time on CPU.
-_MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-    "MALLOC_TOP_PAD_": "67108864",
-}
+from gateway.jobs.allocator import ALLOCATOR
+
 _LIBRARIES = {
     "HF_HUB_OFFLINE": "1",  # a missing file is an error, not a download
     "TOKENIZERS_PARALLELISM": "false",  # its threads and a fork do not go together
@@ -20,7 +16,7 @@ _LIBRARIES = {
 def training_environment(threads: int | None = None) -> dict[str, str]:
     """Variables that must be set before the process starts: the allocator and OpenMP read them once."""
     count = str(threads or available_cores())
-    return {**_MALLOC, **_LIBRARIES, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
+    return {**ALLOCATOR, **_LIBRARIES, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count}
 
 
 def available_cores() -> int:

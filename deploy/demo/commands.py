@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -19,6 +20,7 @@ from rich.console import Console
 
 STOP_TIMEOUT_S = 90.0
 COMMAND_TIMEOUT_S = 20.0
+CHILD_MARK = "TURNOUT_CHILD"  # a variable that engines and jobs carry, and nothing else does
 _PR_SET_PDEATHSIG = 1
 
 
@@ -111,8 +113,8 @@ class Server:
             self.process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
-        left = [process for process in {*below, *running_in(self._home)} if _is_running(process)]
-        names = [f"{process.pid} {' '.join(_cmdline(process))[:80]}" for process in left]
+        left = [process for process in {*below, *running_in(self._home)} if is_running(process)]
+        names = [f"{process.pid} {' '.join(command_line(process))[:80]}" for process in left]
         for process in left:
             _kill(process)
         if names:
@@ -131,18 +133,35 @@ def _descendants(pid: int) -> list[psutil.Process]:
 
 
 def running_in(home: Path) -> list[psutil.Process]:
-    """Processes whose command line names the home directory; not this one."""
-    return [p for p in psutil.process_iter() if p.pid != os.getpid() and any(str(home) in word for word in _cmdline(p))]
+    """The server of this home and what it started; not this process, and nobody who only reads a file there."""
+    return [p for p in psutil.process_iter() if p.pid != os.getpid() and _serves(p, home)]
 
 
-def _cmdline(process: psutil.Process) -> list[str]:
+def _serves(process: psutil.Process, home: Path) -> bool:
+    words = command_line(process)
+    if str(home) in (after for word, after in pairwise(words) if word == "--home"):
+        return True
+    return any(str(home) in word for word in words) and CHILD_MARK in _environment(process)
+
+
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """Its variables; none when it is gone or not ours to look at."""
+    try:
+        return process.environ()
+    except psutil.Error:
+        return {}
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Its arguments; none when it is gone or not ours to look at."""
     try:
         return process.cmdline()
     except psutil.Error:
         return []
 
 
-def _is_running(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
+    """Whether it still does something: an ended process that nobody reaped does not."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.Error:

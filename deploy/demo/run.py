@@ -39,6 +39,7 @@ from .traffic import (
     Users,
     by_version,
     read_emails,
+    share_of,
     unsticky_users,
     watch_switch,
 )
@@ -145,6 +146,7 @@ class Demo:
             seen = users.ask_all((email, f"user-{number % USERS}") for number, email in enumerate(emails))
             self.answers += seen
             self.values["unsticky_users"] = unsticky_users(seen)
+            self.values["share_v1"] = share_of(V1, seen)  # with one arm alone everybody would look sticky
             self.console.print(by_version(seen, "What the arms answered"))
 
     def promote(self, users: Users, data: DemoData) -> None:

@@ -158,6 +158,12 @@ def unsticky_users(answers: Iterable[Answer]) -> int:
     return sum(len(versions) > 1 for versions in met.values())
 
 
+def share_of(version: str, answers: Iterable[Answer]) -> float | None:
+    """Which part of the answers this version gave; None when there was no answer."""
+    given = [answer.version for answer in answers if answer.error is None]
+    return given.count(version) / len(given) if given else None
+
+
 @dataclass
 class KnownAnswers:
     """What each version says to each e-mail, learned while it was the only one that could answer."""

@@ -53,6 +53,8 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
 async def _on_http_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, HTTPException):
         raise error
+    if isinstance(error.__cause__, GatewayError):  # what stopped FastAPI's reading of the body
+        return await _on_gateway_error(request, error.__cause__)
     message, code = str(error.detail), "http_error"
     if error.status_code == 404:
         message, code = f"unknown URL: {request.method} {request.url.path}"[:200], "unknown_url"

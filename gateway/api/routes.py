@@ -21,6 +21,7 @@ class VariantsRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variants: list[Variant]
+    force: bool = Field(default=False, description="also arms whose gates did not pass; needs a reason")
     expected_revision: int | None = Field(default=None, description="refuse if the route has moved since")
     reason: str | None = None
 
@@ -57,7 +58,7 @@ class PromoteRequest(BaseModel):
 
 
 class RollbackRequest(BaseModel):
-    """Where to go back to; without `to` the version that was stable before."""
+    """Where to go back to; without `to` challengers leave a split, else the version that was stable before returns."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -83,10 +84,11 @@ async def one_route(name: str, caller: Caller, database: DatabaseService) -> Rou
 
 @router.put("/{name}/variants", summary="Split traffic between variants")
 async def set_variants(name: str, request: VariantsRequest, caller: Admin, promotions: PromotionsService) -> Route:
-    """Sticky: units move only as far as the weights make them."""
+    """Sticky: units move only as far as the weights make them. A version's share rises by passed gates, or by `force`."""
     return await promotions.set_variants(
         name,
         request.variants,
+        force=request.force,
         expected_revision=request.expected_revision,
         reason=request.reason,
         principal=caller,

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import structlog
 from sqlalchemy import ColumnElement, Row, and_, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, new_id, now, record_audit
-from ..errors import Conflict, Invalid, NotFound
+from ..errors import Conflict, Invalid, NotFound, StorageFull, Unavailable
 from ..settings import Settings
 from .models import FINE_TUNE, DataFile
 from .sink import FileSink, Received, fsync_directory, full_disk_translated
@@ -72,17 +73,32 @@ class FileStore:
             created_by=actor,
         )
         await asyncio.to_thread(self._place, received.path, self.path(file.id))
-        async with self._database.write() as connection:
-            await connection.execute(insert(tables.files).values(**file.model_dump(), deleted_at=None))
-            await record_audit(
-                connection,
-                project_id=project_id,
-                actor=actor,
-                action="file.create",
-                subject=file.id,
-                after={"filename": filename, "digest": file.digest, "size_bytes": file.size_bytes},
-            )
+        await self._record(file)
         return file
+
+    async def _record(self, file: DataFile) -> None:
+        """Write the row; the bytes go again when it surely was not written.
+
+        Where that cannot be known (the connection broke in the commit, or this process dies) they stay: a row without
+        its bytes would be worse. `sweep` finds them when they are a day old.
+        """
+        is_committing = False
+        try:
+            async with self._database.write() as connection:
+                await connection.execute(insert(tables.files).values(**file.model_dump(), deleted_at=None))
+                await record_audit(
+                    connection,
+                    project_id=file.project_id,
+                    actor=file.created_by,
+                    action="file.create",
+                    subject=file.id,
+                    after={"filename": file.filename, "digest": file.digest, "size_bytes": file.size_bytes},
+                )
+                is_committing = True
+        except BaseException as error:
+            if not is_committing or _is_refusal(error):
+                self.path(file.id).unlink(missing_ok=True)
+            raise
 
     async def get(self, file_id: str, *, project_id: str) -> DataFile:
         """The file's record; raises `NotFound`."""
@@ -102,7 +118,7 @@ class FileStore:
         limit: int = 100,
         newest_first: bool = True,
     ) -> list[DataFile]:
-        """A page of files, in the order of their ids, which is the order of their creation."""
+        """A page of files, in the order of their ids, which is the order of their creation; those beyond the file `after`."""
         column = tables.files.c.id
         query = select(tables.files).where(_visible(project_id))
         if purpose is not None:
@@ -111,6 +127,8 @@ class FileStore:
             query = query.where(column < after if newest_first else column > after)
         query = query.order_by(column.desc() if newest_first else column.asc()).limit(limit)
         async with self._database.read() as connection:
+            if after is not None:
+                await _check_was_ours(connection, after, project_id)
             return [_file(row) for row in await connection.execute(query)]
 
     async def delete(self, file_id: str, *, actor: str, project_id: str) -> None:
@@ -174,8 +192,21 @@ def check_filename(filename: str) -> None:
         raise Invalid(text, code="bad_filename", param="file")
 
 
+def _is_refusal(error: BaseException) -> bool:
+    """Whether the database itself said that it did not commit."""
+    return isinstance(error, StorageFull) or (isinstance(error, Unavailable) and error.code == "database_busy")
+
+
 def _visible(project_id: str) -> ColumnElement[bool]:
     return and_(tables.files.c.project_id == project_id, tables.files.c.deleted_at.is_(None))
+
+
+async def _check_was_ours(connection: AsyncConnection, file_id: str, project_id: str) -> None:
+    """A deleted file still marks a place: who deletes page by page goes on after one."""
+    table = tables.files
+    query = select(table.c.id).where(table.c.id == file_id, table.c.project_id == project_id)
+    if (await connection.execute(query)).first() is None:
+        raise NotFound(f"no file has the id {file_id[:60]!r}", code="file_not_found", param="after")
 
 
 def _absent(file_id: str) -> NotFound:

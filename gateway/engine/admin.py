@@ -10,12 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import structlog
 
-from ..errors import GatewayError
+from ..errors import GatewayError, without_internals
+
+log = structlog.get_logger(__name__)
 
 _READ_TIMEOUT_S = 60.0
 _LOAD_TIMEOUT_S = 120.0
 _MAX_REASON = 500
+_MAX_LOGGED = 4_000
 # Counters that grow whenever the engine's core does any work for anybody.
 _WORK = re.compile(r"^vllm:(?:prompt_tokens_total|generation_tokens_total)(?:\{[^}]*\})? (\S+)", re.MULTILINE)
 
@@ -144,11 +148,21 @@ class EngineAdmin:
             async with self._session.request(method, f"http://engine{path}", json=body, timeout=timeout) as answer:
                 return answer.status, await answer.text()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            raise EngineUnreachable(f"{method} {path}: {type(error).__name__} {error}".rstrip()) from error
+            log.info("engine not reached", call=f"{method} {path}", error=f"{type(error).__name__} {error}".rstrip())
+            raise EngineUnreachable(f"{method} {path}: {type(error).__name__}") from error
 
 
 def _message(text: str) -> str:
-    """The engine's sentence, out of whichever form it has."""
+    """The engine's sentence as anybody may read it; the log has its very words."""
+    told = _told(text)
+    message = without_internals(told, "its own words are in the controller's log")
+    if message != told:
+        log.warning("engine's words withheld", words=told[:_MAX_LOGGED])
+    return message
+
+
+def _told(text: str) -> str:
+    """The sentence, out of whichever form it has."""
     try:
         found = json.loads(text)
     except ValueError:

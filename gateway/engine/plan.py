@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from ..registry.models import AdapterVersion, ResidencyState, VersionState
 from .models import Resident, Wanted
 
-# Room never grows and bad weights never heal within one start of an engine.
+# Room never grows and bad weights never heal within one start of an engine. Damaged files do.
 _SETTLED = (ResidencyState.REFUSED, ResidencyState.QUARANTINED)
+DAMAGED = "digest_mismatch"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +52,7 @@ class Observed:
     ever_loaded: Collection[str]  # since the engine's start, whatever became of them: unloading frees no memory
     capacity: int
     leaving: Collection[str] = ()  # taken from the gateways' table a moment ago
+    unreadable: Collection[str] = ()  # their files were damaged, or could not be read, a moment ago
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Loaded, not known to be right."""
+    """Loaded, not known to be right. Whatever became of its files since, the engine has it in memory."""
 
     wanted: Wanted
 
@@ -118,6 +120,10 @@ def _clear(wanted: Mapping[str, Wanted], observed: Observed) -> list[Action]:
     return steps
 
 
+def _is_settled(row: Resident | None) -> bool:
+    return row is not None and row.state in _SETTLED and row.code != DAMAGED
+
+
 def _fill(desired: Sequence[Wanted], observed: Observed) -> list[Action]:
     steps: list[Action] = []
     heavy: list[Action] = []
@@ -125,13 +131,15 @@ def _fill(desired: Sequence[Wanted], observed: Observed) -> list[Action]:
     for one in desired:
         row = observed.rows.get(one.engine_name)
         if _is_right(one, observed.loaded.get(one.engine_name)):
-            if row is None or row.state is not ResidencyState.READY:
+            is_known = row is not None and row.state is ResidencyState.READY
+            if not is_known and one.engine_name not in observed.unreadable:
                 heavy.append(Probe(one))
-        elif one.engine_name in observed.loaded or (row is not None and row.state in _SETTLED):
+        elif one.engine_name in observed.loaded or _is_settled(row):
             continue
         elif one.engine_name in used or len(used) < observed.capacity:
-            used.add(one.engine_name)
-            heavy.append(Load(one))
+            used.add(one.engine_name)  # also of what must wait: its place is kept for when its files are whole
+            if one.engine_name not in observed.unreadable:
+                heavy.append(Load(one))
         else:
             steps.append(Refuse(one))
     return [*steps, *heavy]

@@ -10,7 +10,7 @@ from statistics import median
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from ..errors import Refused
+from ..errors import Refused, Unavailable
 from .admin import EngineAdmin
 
 # The same base request twice gives the same log-probabilities to the last bit, and an adapter whose weights match no
@@ -53,11 +53,15 @@ class Fault(BaseModel, frozen=True):
 
 
 def read_reference(path: Path) -> Reference:
-    """The stored reference. Raises `Refused(code="no_reference")` when there is none that can be read."""
+    """The stored reference. Raises `Refused(code="no_reference")` when there is none, `Unavailable` when that cannot be told."""
     try:
         return Reference.model_validate_json(path.read_bytes())
-    except OSError as error:
+    except FileNotFoundError as error:
         raise Refused(f"{path.name}: no reference log-probabilities ({error.strerror})", code="no_reference") from error
+    except OSError as error:
+        raise Unavailable(
+            f"{path.name} cannot be read now ({error.strerror}); trying again", code="storage_failed"
+        ) from error
     except ValidationError as error:
         raise Refused(f"{path.name} is not a reference: {error.errors()[0]['msg']}", code="no_reference") from error
 

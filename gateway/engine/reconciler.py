@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, bump_revision, now
-from ..errors import Conflict, Refused
+from ..errors import Conflict, Refused, Unavailable
 from ..registry.models import ResidencyState, VersionState
 from ..registry.service import Registry
 from ..settings import Settings
@@ -30,6 +30,9 @@ ACTOR = "controller"
 SETTLE_S = 1.0
 # Probes of one version that a living engine may fail before the version is held to be the cause.
 MAX_FAILURES = 3
+# How long files that are damaged, or that cannot be read, are left alone before they are hashed again: twice as long each time.
+FIRST_LOOK_S = 1.0
+LATEST_LOOK_S = 30.0
 FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
 
 
@@ -74,6 +77,9 @@ class Session:
     ledger: LoadLedger
     left_at: dict[str, float] = field(default_factory=dict)  # monotonic
     failures: Counter[str] = field(default_factory=Counter)
+    # Versions whose files are damaged or cannot be read: how often in a row, and when to look again (monotonic).
+    unread: Counter[str] = field(default_factory=Counter)
+    look_at: dict[str, float] = field(default_factory=dict)
 
 
 class Converger:
@@ -84,6 +90,10 @@ class Converger:
         self._settings = settings
         self._registry = registry
 
+    @property
+    def _capacity(self) -> int:
+        return self._settings.engine.max_cpu_loras - 1  # a load takes its place before another one's is given up
+
     async def converge(self, session: Session) -> bool:
         """One look, all cheap steps, and the most needed load or probe. Whether everything is as it should be."""
         desired = await self._desired()
@@ -93,6 +103,7 @@ class Converger:
                 case Withdraw():
                     await self._withdraw(session, step.engine_name)
                 case Unload():
+                    await self._database.check_fence()
                     await session.admin.unload(step.engine_name)
                     log.info("adapter unloaded", replica=session.replica_id, adapter=step.engine_name)
                 case Refuse():
@@ -152,14 +163,20 @@ class Converger:
             loaded=loaded,
             rows=rows,
             ever_loaded=frozenset(session.ledger.names),
-            capacity=self._settings.engine.max_cpu_loras - 1,
+            capacity=self._capacity,
             leaving=set(session.left_at),
+            unreadable={name for name, at in session.look_at.items() if time.monotonic() < at},
         )
 
     async def _bring(self, session: Session, step: Load | Probe) -> None:
         one = step.wanted
         try:
-            reference = await asyncio.to_thread(self._check, one)
+            reference = await asyncio.to_thread(self._check, one, with_files=isinstance(step, Load))
+        except (Refused, Unavailable) as error:
+            await self._put_off(session, one, error)
+            return
+        session.unread.pop(one.engine_name, None)
+        try:
             if isinstance(step, Load):
                 await self._load(session, one)
             await self._mark(session, one.engine_name, ResidencyState.PROBING)
@@ -170,13 +187,6 @@ class Converger:
             session.failures[one.engine_name] += 1
             if session.failures[one.engine_name] < MAX_FAILURES:
                 raise  # an engine that is dying says the same of everything
-            fault = Fault(code=error.code, reason=error.message)
-        except Refused as error:
-            if error.code == "no_reference":
-                await self._mark(
-                    session, one.engine_name, ResidencyState.REFUSED, Fault(code=error.code, reason=error.message)
-                )
-                return
             fault = Fault(code=error.code, reason=error.message)
         if fault is None:
             await self._mark(session, one.engine_name, ResidencyState.READY)
@@ -191,14 +201,27 @@ class Converger:
         if one.engine_name in session.ledger.names:
             await session.admin.unload(one.engine_name)
 
-    def _check(self, one: Wanted) -> Reference:
+    async def _put_off(self, session: Session, one: Wanted, error: Refused | Unavailable) -> None:
+        """Look at the files again later, and bring what else is wanted meanwhile: the version itself is not at fault."""
+        name = one.engine_name
+        session.unread[name] += 1
+        if isinstance(error, Unavailable) and session.unread[name] < MAX_FAILURES:
+            raise error  # most often over by the next look, for which an engine that fills up can wait
+        pause_s = min(LATEST_LOOK_S, FIRST_LOOK_S * 2.0 ** min(session.unread[name] - 1, 16))
+        session.look_at[name] = time.monotonic() + pause_s
+        log.warning("adapter put off", adapter=name, code=error.code, reason=error.message, pause_s=pause_s)
+        if isinstance(error, Refused):
+            await self._mark(session, name, ResidencyState.REFUSED, Fault(code=error.code, reason=error.message))
+
+    def _check(self, one: Wanted, *, with_files: bool) -> Reference:
         version = one.version
         reference = read_reference(self._settings.references_dir / f"{version.digest}.json")
         if reference.digest != version.digest:
             raise Refused(
                 f"the reference of {version.name} is of other weights ({reference.digest[:12]})", code="no_reference"
             )
-        self._registry.verify_files(version)
+        if with_files:
+            self._registry.verify_files(version)
         return reference
 
     async def _load(self, session: Session, one: Wanted) -> None:
@@ -224,10 +247,10 @@ class Converger:
             log.info("version was final already", version=version_id, reason=error.message)
 
     async def _refuse_for_room(self, session: Session, one: Wanted) -> None:
-        used, limit = len(session.ledger.names), self._settings.engine.max_cpu_loras
         reason = (
-            f"the engine has loaded {used} adapters since its start and keeps at most {limit} in memory; raise "
-            "engine.max_cpu_loras, or restart the engine to drop those that nobody needs"
+            f"the engine has loaded {len(session.ledger.names)} adapters since its start, and with engine.max_cpu_loras = "
+            f"{self._settings.engine.max_cpu_loras} it keeps {self._capacity}, unloaded ones too: raise that and start the "
+            "server again, or only start it again: what routes need is loaded first, then the newest"
         )
         await self._mark(
             session, one.engine_name, ResidencyState.REFUSED, Fault(code="capacity_exhausted", reason=reason)

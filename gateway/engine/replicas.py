@@ -196,6 +196,7 @@ class ReplicaKeeper:
             case "serve":
                 await self._set_state(ReplicaState.READY)
                 self._served_at = time.monotonic()
+                self._suspicions.clear()  # whoever was suspected has been loaded and probed since
                 log.info("engine ready", replica=self._spec.id, after_s=round(seen.age_s, 1))
             case "fail":
                 await self._fail(decision.reason)

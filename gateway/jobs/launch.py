@@ -20,6 +20,7 @@ from ..registry.models import AdapterVersion
 from ..registry.service import Registry
 from ..routing.models import parse_pin
 from ..settings import Settings
+from .allocator import ALLOCATOR
 from .local import Jobs
 from .models import EvaluationSpec, FineTuningSpec, Job, JobKind, ProcessSpec, VerifySpec
 from .output import LOG_FILE, PROGRESS_FILE, RESULT_FILE
@@ -29,7 +30,9 @@ from .training import training_config
 
 ACTOR = "controller"
 MAX_ATTEMPT_S = 7 * 24 * 3600.0
-KEY_LIFETIME = timedelta(days=1)
+KEY_LIFETIME = timedelta(
+    seconds=MAX_ATTEMPT_S, hours=1
+)  # made before the attempt starts, and useless as soon as it ends
 MAX_ANCESTORS = 50
 
 PROGRAMS: Mapping[JobKind, tuple[str, ...]] = {
@@ -39,12 +42,6 @@ PROGRAMS: Mapping[JobKind, tuple[str, ...]] = {
 }
 SPEC_FILE = "spec.json"
 _KEPT = frozenset({LOG_FILE, PROGRESS_FILE, RESULT_FILE, "report.md", "report.json"})
-# glibc's allocator hands memory back after every training step and fetches it again: a quarter of the time on CPU.
-_MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "1000000000000",
-    "MALLOC_TOP_PAD_": "67108864",
-}
 
 
 class Launcher:
@@ -182,22 +179,22 @@ class Launcher:
         return {"TURNOUT_URL": self._settings.url, "TURNOUT_API_KEY": raw}
 
     async def revoke_keys(self, job: Job) -> None:
-        """Make every key that attempts of this job got useless."""
+        """Make every key that attempts of this job got useless, and forget it: one for each attempt would pile up."""
         if job.kind is JobKind.EVALUATION:
             for key in await self._own_keys(job.project_id):
                 if key.name.startswith(f"{job.id} "):
-                    await self._keys.revoke(key.id, ACTOR, project_id=job.project_id)
+                    await self._keys.discard(key, ACTOR)
 
     async def revoke_stale_keys(self, unfinished: Collection[str], *, project_ids: Collection[str]) -> None:
         """The same for every job that is over."""
         for project_id in project_ids:
             for key in await self._own_keys(project_id):
                 if key.name.partition(" ")[0] not in unfinished:
-                    await self._keys.revoke(key.id, ACTOR, project_id=project_id)
+                    await self._keys.discard(key, ACTOR)
 
     async def _own_keys(self, project_id: str) -> list[ApiKey]:
         keys = await self._keys.list(project_id=project_id)
-        return [key for key in keys if key.created_by == ACTOR and key.revoked_at is None and "evaluate" in key.scopes]
+        return [key for key in keys if key.created_by == ACTOR and "evaluate" in key.scopes]
 
 
 def job_threads(settings: Settings) -> int:
@@ -220,7 +217,7 @@ def environment(settings: Settings, home: Path, *, extra: Mapping[str, str] | No
         "MKL_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
         "PYTHONSAFEPATH": "1",  # a file that a job writes is never imported by the next
-        **_MALLOC,
+        **ALLOCATOR,
         **(extra or {}),
     }
 

@@ -7,25 +7,23 @@ import asyncio
 import hmac
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import structlog
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..database import Database, new_id, now
-from ..datasets.models import DataCheck
 from ..datasets.store import FileStore
-from ..datasets.validation import check_files
-from ..errors import Conflict, GatewayError, StorageFull, Unavailable
+from ..errors import Conflict, GatewayError, Refused, StorageFull, Unavailable
 from ..keys import Keys
 from ..processes import ProcessTable
 from ..registry.models import AdapterVersion, VersionState
 from ..registry.service import Registry
 from ..routing.models import parse_pin
 from ..settings import Settings
-from .launch import ACTOR, PROGRAMS, Launcher, attempt_directory, clean_job, job_directory
+from .endings import Endings
+from .file_check import FileCheck
+from .launch import ACTOR, PROGRAMS, Launcher, attempt_directory, clean_job
 from .local import Jobs, LocalJobs
 from .models import (
     EvaluationSpec,
@@ -38,6 +36,7 @@ from .models import (
     VerifySpec,
 )
 from .output import log_tail, read_progress, read_result
+from .publishing import Publisher
 from .residence import Residence, residence_of
 from .state_machine import first_state, next_to_start, retry_delay_s
 from .store import JobStore, hash_token
@@ -47,7 +46,7 @@ from .verification import install_reference
 
 log = structlog.get_logger(__name__)
 
-MAX_WARNINGS_TOLD = 10
+FILES_LOOK_S = 5.0  # between looks at damaged files of a version that waits for its verification
 MAX_LOST = 10  # attempts that a stop or crash of the whole server may cost a job; they are no fault of its own
 
 
@@ -73,6 +72,9 @@ class JobReconciler:
         self._store = JobStore(database)
         self._driver = driver or LocalJobs(processes)
         self._launcher = Launcher(settings, self._store, registry, keys, suites, self._driver, programs=programs)
+        self._endings = Endings(database, settings, self._store, self._launcher, self._driver)
+        self._file_check = FileCheck(database, settings, self._store, self._endings)
+        self._publisher = Publisher(database, settings, self._store, registry, self._endings, self._residence)
         self._retry_delay_s = retry_delay_s
         # What follows is lost with the process, and that does no harm: it only delays.
         self._heard: dict[tuple[str, int], float] = {}  # when an attempt last said something, monotonic
@@ -86,7 +88,9 @@ class JobReconciler:
             await self._sweep()
             self._swept = True
         await self._enqueue_verifications()
-        for job in await self._store.unfinished():
+        jobs = await self._store.unfinished()
+        self._forget_all_but(jobs)
+        for job in jobs:
             try:
                 await self._step(job)
             except Conflict as error:
@@ -95,17 +99,22 @@ class JobReconciler:
                 log.warning("job could not be moved on; trying again", job=job.id, state=job.state, error=str(error))
         await self._start_next()
 
+    def _forget_all_but(self, jobs: Sequence[Job]) -> None:
+        attempts, ids = {(job.id, job.attempt) for job in jobs}, {job.id for job in jobs}
+        self._heard = {attempt: at for attempt, at in self._heard.items() if attempt in attempts}
+        self._not_before = {job_id: at for job_id, at in self._not_before.items() if job_id in ids}
+
     async def _step(self, job: Job) -> None:
         match job.state:
             case JobState.VALIDATING_FILES:
-                await self._validate(job)
+                await self._file_check.advance(job)
             case JobState.QUEUED | JobState.PAUSED:
                 if job.cancel_requested:
-                    await self._cancel(job)
+                    await self._endings.cancel(job)
             case JobState.RUNNING:
                 await self._watch(job)
             case JobState.PUBLISHING:
-                await self._publish(job)
+                await self._publisher.advance(job)
             case JobState.SUCCEEDED | JobState.FAILED | JobState.CANCELLED:
                 pass
 
@@ -121,38 +130,6 @@ class JobReconciler:
             for version in received:
                 if version.name not in targets and version.id not in self._given_up:
                     await self._store.insert(connection, _verify_job(version))
-
-    async def _validate(self, job: Job) -> None:
-        if job.cancel_requested:
-            await self._cancel(job)
-            return
-        spec = _fine_tuning(job)
-        training = self._settings.files_dir / spec.training_file
-        validation = self._settings.files_dir / spec.validation_file if spec.validation_file else None
-        try:
-            check = await asyncio.to_thread(check_files, training, validation)
-        except FileNotFoundError as error:
-            await self._fail(
-                job, "file_lost", f"the bytes of {Path(str(error.filename)).name} are gone; upload the file again"
-            )
-            return
-        problem = _file_problem(check) or await self._damaged(check, spec)
-        if problem is not None:
-            await self._fail(job, *problem)
-            return
-        async with self._database.write() as connection:
-            await self._store.move(connection, job, JobState.QUEUED)
-            for message in _file_warnings(check):
-                await self._store.add_event(connection, job.id, message, level="warn")
-            await self._store.add_event(connection, job.id, "Files validated, moving job to queued state")
-
-    async def _damaged(self, check: DataCheck, spec: FineTuningSpec) -> tuple[str, str] | None:
-        found = {spec.training_file: check.training.digest}
-        if spec.validation_file and check.validation:
-            found[spec.validation_file] = check.validation.digest
-        stored = await self._store.file_digests(found)
-        changed = [file_id for file_id, digest in found.items() if stored.get(file_id) != digest]
-        return ("file_damaged", f"{changed[0]} is not what was uploaded; upload it again") if changed else None
 
     async def _start_next(self) -> None:
         while True:
@@ -177,14 +154,24 @@ class JobReconciler:
         if residence.state == "waiting":
             return False
         if residence.state != "ready":
-            await self._fail(
+            await self._endings.fail(
                 job, residence.code or "not_resident", f"{version.name} cannot be served: {residence.reason}"
             )
             return False
         return True
 
+    async def _residence(self, version: AdapterVersion) -> Residence:
+        return await residence_of(
+            self._database,
+            version,
+            engine_enabled=self._settings.engine.enabled,
+            given_up=self._given_up.get(version.id),
+        )
+
     async def _start(self, job: Job) -> None:
         """Start the next attempt. The row comes first: from then on only this attempt may report."""
+        if isinstance(job.spec, VerifySpec) and not await self._has_files(job, job.spec):
+            return
         attempt, token = job.attempt + 1, secrets.token_urlsafe(32)
         async with self._database.write() as connection:
             await self._store.start_attempt(connection, job.id, attempt, token)
@@ -199,11 +186,23 @@ class JobReconciler:
             await self._crashed(job, f"could not be started: {error}")
             return
         except GatewayError as error:
-            if isinstance(job.spec, VerifySpec):  # its files are not what was published
-                await self._set_state(job.spec.target, VersionState.QUARANTINED, code=error.code, reason=error.message)
-            await self._end(job, JobState.FAILED, outcome="failed", code=error.code, message=error.message)
+            await self._endings.end(job, JobState.FAILED, outcome="failed", code=error.code, message=error.message)
             return
         log.info("job started", job=job.id, kind=job.kind, attempt=attempt)
+
+    async def _has_files(self, job: Job, spec: VerifySpec) -> bool:
+        """Whether a version can be verified. Damaged files are no verdict on it: the job waits until they are published again."""
+        version = await self._registry.version(spec.target)
+        try:
+            await asyncio.to_thread(self._registry.verify_files, version)
+        except (Refused, Unavailable) as error:
+            self._not_before[job.id] = time.monotonic() + FILES_LOOK_S
+            log.warning("verification waits for its files", version=version.name, code=error.code, reason=error.message)
+            if isinstance(error, Refused):
+                await self._set_state(spec.target, VersionState.RECEIVED, code=error.code, reason=error.message)
+            return False
+        await self._set_state(spec.target, VersionState.RECEIVED)
+        return True
 
     # ---- while it runs ----
 
@@ -213,7 +212,7 @@ class JobReconciler:
         if await self._read_progress(job, directory):
             heard = self._heard[job.id, job.attempt] = time.monotonic()
         if job.cancel_requested:
-            await self._cancel(job)
+            await self._endings.cancel(job)
             return
         status = await self._driver.status(job.id, job.attempt)  # before the result: what ends in between has left it
         runs = status.state in (ProcessState.PENDING, ProcessState.RUNNING)
@@ -231,7 +230,7 @@ class JobReconciler:
                 await self._crashed(job, f"said nothing for {silent_s:.0f} s")
         elif status.state is ProcessState.LOST and await self._store.count_attempts(job.id, "lost") < MAX_LOST:
             message = "the attempt ended while no controller watched it; starting again"
-            await self._requeue(job, outcome="lost", message=message)
+            await self._endings.requeue(job, outcome="lost", message=message)
         else:
             await self._crashed(job, _exit_reason(status.exit_code))
 
@@ -276,8 +275,11 @@ class JobReconciler:
     async def _refused(self, job: Job, result: JobResult) -> None:
         code, message = result.error_code or "failed", result.error_message or "the job gave no reason"
         if isinstance(job.spec, VerifySpec):
+            if code == "digest_mismatch":  # the files changed under it; the next start looks at them first
+                await self._crashed(job, f"found other files than were published: {message}")
+                return
             await self._set_state(job.spec.target, VersionState.REJECTED, code=code, reason=message)
-        await self._end(job, JobState.FAILED, outcome="failed", code=code, message=message)
+        await self._endings.end(job, JobState.FAILED, outcome="failed", code=code, message=message)
 
     async def _verified(self, job: Job, directory: Path, result: JobResult) -> None:
         assert isinstance(job.spec, VerifySpec)  # noqa: S101
@@ -287,7 +289,7 @@ class JobReconciler:
             await self._crashed(job, str(error))
             return
         await self._set_state(job.spec.target, VersionState.VERIFIED)
-        await self._end(job, JobState.SUCCEEDED, outcome="succeeded", result=result.data)
+        await self._endings.end(job, JobState.SUCCEEDED, outcome="succeeded", result=result.data)
 
     async def _set_state(
         self, target: str, state: VersionState, *, code: str | None = None, reason: str | None = None
@@ -305,88 +307,19 @@ class JobReconciler:
                 spec, result.data, baseline=stable.digest if stable else self._registry.base.digest
             )
         except ValueError as error:
-            await self._end(job, JobState.FAILED, outcome="failed", code="bad_verdict", message=str(error))
+            await self._endings.end(job, JobState.FAILED, outcome="failed", code="bad_verdict", message=str(error))
             return
         await self._launcher.revoke_keys(job)
         async with self._database.write() as connection:
             stored = await store_verdict(connection, verdict, job)
-            await self._finish(
+            await self._endings.finish(
                 connection,
                 job,
                 JobState.SUCCEEDED,
                 outcome="succeeded",
                 result={**result.data, **stored.model_dump(mode="json")},
             )
-        await self._tidy(job)
-
-    # ---- publishing ----
-
-    async def _publish(self, job: Job) -> None:
-        """Publish the bundle (again gives the same version), then wait until the version can be served."""
-        if job.cancel_requested:
-            await self._cancel(job)
-            return
-        found = job.result or {}
-        if "version" not in found:
-            version = await self._published(job)
-            if version is None:
-                return
-            found = {**found, "version": version.name, "digest": version.digest}
-            async with self._database.write() as connection:
-                job = await self._store.move(connection, job, result=found)
-                await self._store.add_event(connection, job.id, f"Published {version.name}; verifying and loading it")
-        version = await self._registry.version(found["version"])
-        residence = await self._residence(version)
-        if residence.state == "ready":
-            final = {**found, "fine_tuned_model": version.name}
-            await self._end(job, JobState.SUCCEEDED, result=final, message="The job has successfully completed")
-        elif residence.state != "waiting":
-            reason = f"{version.name} was trained, but cannot be served: {residence.reason}"
-            await self._end(job, JobState.FAILED, code=residence.code or "not_servable", message=reason)
-
-    async def _published(self, job: Job) -> AdapterVersion | None:
-        """The version of the current attempt's bundle; None when it was refused, which ends the job.
-
-        Training that repeats an earlier one to the bit gives the version that came of it.
-        """
-        spec = _fine_tuning(job)
-        bundle = attempt_directory(self._settings, job.id, job.attempt) / "bundle"
-        parent = spec.model if parse_pin(spec.model) else None
-        try:
-            version, _ = await self._registry.publish(
-                spec.adapter, bundle, actor=job.created_by, project_id=job.project_id, job_id=job.id, parent=parent
-            )
-        except (StorageFull, Unavailable):
-            raise  # the machine's fault: the job stays where it is and tries again
-        except Conflict as error:
-            if error.code == "manifest_conflict" and error.param is not None:
-                return await self._registry.version(error.param)
-            if error.code == "busy":
-                raise
-            await self._fail(job, error.code, f"the trained adapter cannot be published: {error.message}")
-            return None
-        except GatewayError as error:
-            await self._fail(job, error.code, f"the trained adapter was refused: {error.message}")
-            return None
-        return version
-
-    async def _residence(self, version: AdapterVersion) -> Residence:
-        return await residence_of(
-            self._database,
-            version,
-            engine_enabled=self._settings.engine.enabled,
-            given_up=self._given_up.get(version.id),
-        )
-
-    # ---- ends ----
-
-    async def _cancel(self, job: Job) -> None:
-        if job.attempt:
-            await self._driver.cancel(job.id, job.attempt)
-        await self._end(job, JobState.CANCELLED, outcome="cancelled", message="The job was cancelled.")
-
-    async def _fail(self, job: Job, code: str, message: str) -> None:
-        await self._end(job, JobState.FAILED, code=code, message=message)
+        await self._endings.tidy(job)
 
     async def _crashed(self, job: Job, why: str) -> None:
         """An attempt died without a word. Make sure of it, then try again or give up with what its log says."""
@@ -398,61 +331,12 @@ class JobReconciler:
         log.warning("attempt crashed", job=job.id, attempt=job.attempt, crashes=crashes, why=why)
         if crashes < self._settings.jobs.max_attempts:
             self._not_before[job.id] = time.monotonic() + retry_delay_s(crashes, first_s=self._retry_delay_s)
-            await self._requeue(job, outcome="crashed", message=f"{cause}; trying again")
+            await self._endings.requeue(job, outcome="crashed", message=f"{cause}; trying again")
             return
         if isinstance(job.spec, VerifySpec):
             version = await self._registry.version(job.spec.target)
             self._given_up[version.id] = cause
-        await self._end(job, JobState.FAILED, outcome="crashed", code="crashed", message=cause)
-
-    async def _requeue(self, job: Job, *, outcome: str, message: str) -> None:
-        await self._launcher.revoke_keys(job)
-        async with self._database.write() as connection:
-            await self._store.finish_attempt(connection, job.id, job.attempt, outcome)
-            await self._store.move(connection, job, JobState.QUEUED)
-            await self._store.add_event(connection, job.id, message, level="warn")
-
-    async def _end(
-        self,
-        job: Job,
-        state: JobState,
-        *,
-        outcome: str | None = None,
-        code: str | None = None,
-        message: str | None = None,
-        result: dict[str, Any] | None = None,
-    ) -> None:
-        await self._launcher.revoke_keys(job)
-        async with self._database.write() as connection:
-            await self._finish(connection, job, state, outcome=outcome, code=code, message=message, result=result)
-        await self._tidy(job)
-
-    async def _finish(
-        self,
-        connection: AsyncConnection,
-        job: Job,
-        state: JobState,
-        *,
-        outcome: str | None = None,
-        code: str | None = None,
-        message: str | None = None,
-        result: dict[str, Any] | None = None,
-    ) -> None:
-        if outcome is not None and job.attempt:
-            await self._store.finish_attempt(connection, job.id, job.attempt, outcome)
-        failed = state is JobState.FAILED
-        changes: dict[str, Any] = {"error_code": code, "error_message": message} if failed else {}
-        if result is not None:
-            changes["result"] = result
-        await self._store.move(connection, job, state, **changes)
-        if message or failed:
-            await self._store.add_event(connection, job.id, message or str(code), level="error" if failed else "info")
-
-    async def _tidy(self, job: Job) -> None:
-        log.info("job finished", job=job.id, kind=job.kind)
-        self._not_before.pop(job.id, None)
-        self._heard.pop((job.id, job.attempt), None)
-        await asyncio.to_thread(clean_job, job_directory(self._settings, job.id))
+        await self._endings.end(job, JobState.FAILED, outcome="crashed", code="crashed", message=cause)
 
     async def _sweep(self) -> None:
         """Finish what a crash kept others from: abandoned uploads, disk and keys of jobs that ended."""
@@ -478,11 +362,6 @@ def _verify_job(version: AdapterVersion) -> Job:
     )
 
 
-def _fine_tuning(job: Job) -> FineTuningSpec:
-    assert isinstance(job.spec, FineTuningSpec)  # noqa: S101  (only fine-tuning validates files and publishes)
-    return job.spec
-
-
 def _exit_reason(exit_code: int | None) -> str:
     if exit_code is None:
         return "ended without a result"
@@ -491,20 +370,3 @@ def _exit_reason(exit_code: int | None) -> str:
     if exit_code < 0:
         return f"was ended by signal {-exit_code}"
     return f"ended with exit code {exit_code} and without a result"
-
-
-def _file_problem(check: DataCheck) -> tuple[str, str] | None:
-    if not check.training.is_valid:
-        return "invalid_training_file", f"the training file cannot be used: {check.training.summary()}"
-    if check.validation is not None and not check.validation.is_valid:
-        return "invalid_validation_file", f"the validation file cannot be used: {check.validation.summary()}"
-    if check.leak_errors:
-        return "invalid_validation_file", check.leak_errors[0].message
-    return None
-
-
-def _file_warnings(check: DataCheck) -> list[str]:
-    told = [f"training file, {finding}" for finding in check.training.warnings[:MAX_WARNINGS_TOLD]]
-    if check.validation is not None:
-        told += [f"validation file, {finding}" for finding in check.validation.warnings[:MAX_WARNINGS_TOLD]]
-    return told + [f"validation file, {finding}" for finding in check.leak_warnings[:MAX_WARNINGS_TOLD]]

@@ -41,6 +41,8 @@ def judge_residence(
     if version.state in (VersionState.REJECTED, VersionState.QUARANTINED):
         return Residence(state="impossible", code=version.state_code or str(version.state), reason=version.state_reason)
     if version.state is VersionState.RECEIVED:
+        if version.state_code is not None:  # its files are damaged: it waits for them, and nobody should wait for it
+            return Residence(state="impossible", code=version.state_code, reason=version.state_reason)
         if given_up:
             return Residence(state="impossible", code="verify_crashed", reason=f"its verification died: {given_up}")
         return WAITING
@@ -51,7 +53,7 @@ def judge_residence(
             return Residence(state="impossible", code=place.code or "quarantined", reason=place.reason)
         if place.state is ResidencyState.REFUSED:
             reason = (
-                place.reason or "the engine has no room for it; retire other versions or raise engine.max_cpu_loras"
+                place.reason or "the engine has no room for it; raise engine.max_cpu_loras and start the server again"
             )
             return Residence(state="impossible", code=place.code or "no_room", reason=reason)
     if places and all(place.state is ResidencyState.READY for place in places.values()):

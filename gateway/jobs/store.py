@@ -45,14 +45,16 @@ class JobStore:
         async with self._database.read() as connection:
             return await self.get_in(connection, job_id, project_id=project_id)
 
-    async def get_in(self, connection: AsyncConnection, job_id: str, *, project_id: str | None = None) -> Job:
+    async def get_in(
+        self, connection: AsyncConnection, job_id: str, *, project_id: str | None = None, param: str = "job_id"
+    ) -> Job:
         """`get` in the caller's transaction."""
         query = select(tables.jobs).where(tables.jobs.c.id == job_id)
         if project_id is not None:
             query = query.where(tables.jobs.c.project_id == project_id)
         row = (await connection.execute(query)).one_or_none()
         if row is None:
-            raise NotFound(f"no job has the id {job_id[:60]!r}", code="job_not_found", param="job_id")
+            raise NotFound(f"no job has the id {job_id[:60]!r}", code="job_not_found", param=param)
         return _job(row)
 
     async def list(
@@ -73,11 +75,11 @@ class JobStore:
             query = query.where(table.c.kind.in_(tuple(kinds)))
         if target is not None:
             query = query.where(table.c.spec["target"].as_string() == target)
-        if after is not None:
-            last = await self.get(after, project_id=project_id)
-            same_time = and_(table.c.created_at == last.created_at, table.c.id < last.id)
-            query = query.where(or_(table.c.created_at < last.created_at, same_time))
         async with self._database.read() as connection:
+            if after is not None:
+                last = await self.get_in(connection, after, project_id=project_id, param="after")
+                same_time = and_(table.c.created_at == last.created_at, table.c.id < last.id)
+                query = query.where(or_(table.c.created_at < last.created_at, same_time))
             return [_job(row) for row in await connection.execute(query)]
 
     async def unfinished(self) -> builtins.list[Job]:

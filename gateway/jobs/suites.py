@@ -149,7 +149,10 @@ def _suite_files(root: Path) -> Iterator[tuple[str, os.stat_result]]:
                 found[path.relative_to(root).as_posix()] = status
                 size += status.st_size
             else:
-                text = f"{path} is a link or a device; a suite holds plain files and folders only"
+                name = path.relative_to(root).as_posix()
+                text = (
+                    f"{name} of suite {root.name!r} is a link or a device; a suite holds plain files and folders only"
+                )
                 raise Refused(text, code="suite_has_link", param="suite")
             if len(found) > MAX_FILES or size > MAX_BYTES:
                 text = f"suite {root.name!r} holds more than {MAX_FILES} files or {MAX_BYTES:,} bytes"

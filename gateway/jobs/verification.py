@@ -23,6 +23,8 @@ def install_reference(directory: Path, references: Path, digest: str) -> Path:
     if not isinstance(found, dict) or found.get("digest") != digest or not found.get("prompts"):
         raise ValueError(f"left a {REFERENCE_FILE} that is not about {digest[:12]}")
     final = references / f"{digest}.json"
+    for left in references.glob(f".{digest}.*.tmp"):  # of a controller that was killed here; only one acts
+        left.unlink(missing_ok=True)
     temporary = references / f".{digest}.{os.getpid()}.tmp"
     with temporary.open("wb") as file:
         file.write(raw)

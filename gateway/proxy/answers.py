@@ -10,16 +10,14 @@ from typing import Any
 
 import orjson
 
-from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed
+from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed, without_internals
 
 MAX_EVENT_BYTES = 8 * 2**20
 _DONE = b"[DONE]"
 _EVENT_END = b"\n\n"
 # Quotes inside a JSON string are escaped, so these can only be the structure itself, never text of an answer.
 _NOTABLE = re.compile(rb'"usage":\{|"error":|"finish_reason":"|\[DONE\]')
-_SUSPICIOUS = re.compile(r"0x[0-9a-fA-F]{2,}|[/\\]|Traceback|File \"|\n")
 _CONTEXT = re.compile(r"maximum context length|max_model_len|longer than the maximum", re.IGNORECASE)
-_MAX_MESSAGE = 400
 _PARAM = re.compile(r"^[a-z_][a-z0-9_.\[\]]{0,60}$")
 
 
@@ -159,6 +157,4 @@ def _their_words(content: bytes) -> tuple[str, str | None]:
 
 
 def _clean(message: str) -> str:
-    if not message or len(message) > _MAX_MESSAGE or _SUSPICIOUS.search(message):
-        return "the engine refused the request as invalid"
-    return message
+    return without_internals(message, "the engine refused the request as invalid")

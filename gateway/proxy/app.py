@@ -15,7 +15,7 @@ from ..database import new_id
 from ..errors import Forbidden, GatewayError, Invalid, NotFound, TooLarge, Unavailable
 from ..keys import Principal
 from ..metrics import Metrics
-from .asgi import App, Message, Receive, Scope, Send, check_declared_size, header, over
+from .asgi import App, BoundedBody, Receive, Scope, Send, check_declared_size, header
 from .authentication import Authenticator
 from .completions import PATHS, Completions
 from .errors import render
@@ -24,9 +24,9 @@ from .exchange import Exchange
 PRINCIPAL = "turnout.principal"
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _RESPONSES = "/v1/responses"
-# A host with one of these is read differently by different parsers (CVE-2026-48710): nothing is decided on it.
 # The only paths whose handlers read a form, part by part; elsewhere the content type is just a client's word.
 _UPLOAD_PATH = re.compile(r"/v1/files|/api/adapters/[^/]+/versions")
+# A host with one of these is read differently by different parsers (CVE-2026-48710): nothing is decided on it.
 _BAD_HOST = re.compile(rb"[^A-Za-z0-9._:\[\]-]")
 _LOOPBACK_HOST = re.compile(rb"^(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?$")
 _LOOPBACK_ORIGIN = re.compile(rb"^https?://(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?$")
@@ -71,6 +71,7 @@ class Front:
         metrics: Metrics,
         *,
         max_body_bytes: int,
+        body_timeout_s: float,
         loopback_only: bool,
         on_start: Callable[[], Awaitable[None]],
         on_stop: Callable[[], Awaitable[None]],
@@ -81,6 +82,7 @@ class Front:
         self._lifecycle = lifecycle
         self._metrics = metrics
         self._max_body_bytes = max_body_bytes
+        self._body_timeout_s = body_timeout_s
         self._loopback_only = loopback_only
         self._on_start = on_start
         self._on_stop = on_stop
@@ -156,8 +158,9 @@ class Front:
             except TooLarge as error:
                 await _send_error(error, send)
                 return
-            receive = _capped(receive, self._max_body_bytes)
-        await self._inner({**scope, PRINCIPAL: principal}, receive, send)
+        cap = None if is_upload else self._max_body_bytes
+        body = BoundedBody(receive, timeout_s=self._body_timeout_s, max_bytes=cap)
+        await self._inner({**scope, PRINCIPAL: principal}, body, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -170,20 +173,6 @@ class Front:
         await receive()
         await self._on_stop()
         await send({"type": "lifespan.shutdown.complete"})
-
-
-def _capped(receive: Receive, max_bytes: int) -> Receive:
-    read = 0
-
-    async def capped() -> Message:
-        nonlocal read
-        message = await receive()
-        read += len(message.get("body", b""))
-        if read > max_bytes:
-            raise over(max_bytes)
-        return message
-
-    return capped
 
 
 def _method_not_allowed(scope: Scope) -> Invalid:

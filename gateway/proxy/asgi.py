@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -52,6 +53,44 @@ async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
         if not message.get("more_body", False):
             return b"".join([*parts, part]) if parts else part
         parts.append(part)
+
+
+class BoundedBody:
+    """`receive` for handlers that read a body themselves: until it is whole it must come in time, and not be too much.
+
+    With a cap the time is for all of it. An upload has caps of its own and may take long, so its time is for each part.
+    """
+
+    def __init__(self, receive: Receive, *, timeout_s: float, max_bytes: int | None) -> None:
+        self._receive = receive
+        self._timeout_s = timeout_s
+        self._max_bytes = max_bytes
+        self._clock = asyncio.get_running_loop().time
+        self._deadline = self._clock() + timeout_s
+        self._size = 0
+        self._is_whole = False
+
+    async def __call__(self) -> Message:
+        """The next message. Raises `TooLarge`, or `Invalid` when it is too late."""
+        if self._is_whole:
+            return await self._receive()
+        if self._max_bytes is None:
+            self._deadline = self._clock() + self._timeout_s
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                message = await self._receive()
+        except TimeoutError as error:
+            raise late() from error
+        self._is_whole = not message.get("more_body", False)
+        self._size += len(message.get("body", b""))
+        if self._max_bytes is not None and self._size > self._max_bytes:
+            raise over(self._max_bytes)
+        return message
+
+
+def late() -> Invalid:
+    """The error of a body that does not come."""
+    return Invalid("the body did not arrive in time", code="body_timeout")
 
 
 def over(max_bytes: int) -> TooLarge:

@@ -21,7 +21,7 @@ from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed
 from ..metrics import Metrics
 from ..routing.table import RoutingTable, SnapshotReplica
 from .answers import StreamRewriter, engine_error, rewrite_whole
-from .asgi import ClientGone, Headers, Receive, Scope, Send, header, read_body
+from .asgi import ClientGone, Headers, Receive, Scope, Send, header, late, read_body
 from .checks import Bounds
 from .cutting import Cutter, Cutters, Reason, Timeouts
 from .errors import render, sse_event, status_of
@@ -226,7 +226,7 @@ class Completions:
 
 _REPORTED: dict[Reason, GatewayError] = {
     "deadline": Unavailable("the answer took longer than limits.request_timeout_s", code="request_timeout"),
-    "body_timeout": Invalid("the body did not arrive in time", code="body_timeout"),
+    "body_timeout": late(),
     "shutdown": Unavailable("the gateway is stopping; try again", code="shutting_down"),
 }
 

@@ -3,6 +3,11 @@
 A version's directory is named by its digest and appears by one rename, complete or not at all. A crash leaves at most a
 staging directory, which the next start removes, or a complete directory that no version names yet, which the next
 publish of the same bytes reuses.
+
+Files can be damaged later all the same. That is no fault of the version, whose digest says what its bytes are, so no
+version is ever condemned for it: damaged files are not loaded, not verified and not trained on until they are whole
+again, and publishing the same bundle makes them whole. A version that is received waits with its verification, one that
+is verified is refused by engines that do not hold it already; both carry the code `digest_mismatch` for as long.
 """
 
 from __future__ import annotations
@@ -18,6 +23,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import structlog
 
 from ..errors import Refused, StorageFull, Unavailable
 from .manifest import (
@@ -45,8 +52,8 @@ from .source import (
 from .tensors import chunks
 
 _ABANDONED_AFTER_S = 3600.0  # a manifest takes milliseconds to write
-_FAILED = (errno.EIO, errno.EROFS)
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+log = structlog.get_logger(__name__)
 
 
 class Artifacts:
@@ -124,14 +131,22 @@ class Artifacts:
         return target
 
     def verify(self, digest: str) -> None:
-        """Hash the files again. Raises `Refused(code="digest_mismatch")` unless they are the bytes that were published."""
-        found = self._digest_of(self.directory(digest))
+        """Hash the files again. Raises `Refused(code="digest_mismatch")` unless they are the bytes that were published,
+        and `Unavailable` when the disk does not let us know."""
+        directory = self.directory(digest)
+        try:
+            found = self._digest_of(directory)
+        except OSError as error:
+            log.warning("files cannot be read", directory=str(directory), error=str(error))
+            raise Unavailable(
+                f"the files of {digest[:12]} cannot be read now ({error.strerror}); trying again", code="storage_failed"
+            ) from error
         if found != digest:
+            log.warning("files are damaged", directory=str(directory), found=found)
             raise Refused(
-                f"the files in {self.directory(digest)} are damaged or gone (digest {str(found)[:12]}, published as {digest[:12]}); "
-                "publish the same bundle again to restore them",
+                f"the stored files of {digest[:12]} are damaged or gone; publish the same bundle again, which restores them",
                 code="digest_mismatch",
-            )  # fmt: skip
+            )
 
     def store_manifest(self, manifest: Manifest) -> str:
         """Keep a manifest under its digest, durably."""
@@ -152,7 +167,11 @@ class Artifacts:
         path = self._manifests / f"{digest}.json"
         content = path.read_bytes() if path.is_file() else b""
         if hashlib.sha256(content).hexdigest() != digest:
-            raise Refused(f"manifest {path} is damaged or gone; restore it from a backup", code="digest_mismatch")
+            log.warning("manifest is damaged or gone", path=str(path))
+            raise Refused(
+                f"the manifest {digest[:12]} is damaged or gone; publish the same bundle again, or restore it from a backup",
+                code="digest_mismatch",
+            )
         return parse_manifest(content)
 
     def _new_staging(self) -> tuple[Path, int]:
@@ -179,9 +198,14 @@ class Artifacts:
             if self._digest_of(target) == digest:
                 return
             _set_aside(target, bundle.parent)
-        raise Unavailable(f"{target} keeps changing; is another program writing there?", code="storage_failed")
+        log.error("artifacts keep changing under us", directory=str(target))
+        raise Unavailable(
+            "the files of this bundle keep changing where they are stored; is another program writing there?",
+            code="storage_failed",
+        )
 
     def _digest_of(self, directory: Path) -> str | None:
+        """None when they are not the two files of a bundle. Raises `OSError` when that cannot be told."""
         try:
             with opened(directory) as folder:
                 if names(folder) != {CONFIG_FILE, WEIGHTS_FILE}:
@@ -237,6 +261,7 @@ def _storage_errors() -> Iterator[None]:
     except OSError as error:
         if error.errno in _FULL:
             raise StorageFull("the disk that holds the artifacts is full; free some space and publish again") from error
+        log.error("the artifacts' disk failed", error=str(error))  # the path is for us, not for who publishes
         raise Unavailable(
-            f"the artifacts' disk failed ({error}); nothing was published", code="storage_failed"
+            f"the artifacts' disk failed ({error.strerror}); nothing was published", code="storage_failed"
         ) from error

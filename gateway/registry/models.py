@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
+from ..names import engine_name, version_name
 from ..settings import NAME_PATTERN
 
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
@@ -50,12 +51,12 @@ class AdapterVersion(BaseModel, frozen=True):
     @property
     def name(self) -> str:
         """What people and requests call it: `support@3`."""
-        return f"{self.adapter}@{self.version}"
+        return version_name(self.adapter, self.version)
 
     @property
     def engine_name(self) -> str:
         """The name that engines serve it under; never reused for other weights."""
-        return f"{self.adapter}.v{self.version}.{self.digest[:12]}"
+        return engine_name(self.adapter, self.version, self.digest)
 
 
 class Adapter(BaseModel, frozen=True):
@@ -84,7 +85,7 @@ class ResidencyState(StrEnum):
     PROBING = "probing"
     READY = "ready"
     QUARANTINED = "quarantined"
-    REFUSED = "refused"  # for want of room, not for a fault of its own
+    REFUSED = "refused"  # for want of room or of whole files, not for a fault of its own
 
 
 class AuditEntry(BaseModel, frozen=True):

@@ -13,7 +13,7 @@ REASONS: dict[str, str] = {
     "bad_config": "The file adapter_config.json is not valid JSON, or a field has a wrong type. Save the adapter with PEFT again.",
     "bad_safetensors": "The file adapter_model.safetensors is cut short, empty or malformed. Save or upload it again.",
     "bad_manifest": "The file manifest.json is malformed. Correct the field it names, or publish without a manifest.",
-    "digest_mismatch": "A file differs from the digest recorded for it. Upload or copy the bundle again.",
+    "digest_mismatch": "A file differs from the digest recorded for it. Upload the bundle again: that also restores the files of a published version.",
     "peft_type": "Only LoRA adapters are served. Train with LoRA or rsLoRA.",
     "task_type": "Only adapters of causal language models are served. Train with task_type CAUSAL_LM.",
     "rank_too_high": "The rank is above what the engine serves. Train with a lower rank or raise engine.max_lora_rank.",

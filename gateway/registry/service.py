@@ -26,9 +26,14 @@ from .preflight import Preflighted, preflight
 OnPublish = Callable[[AsyncConnection, AdapterVersion], Awaitable[None]]
 
 _ATTEMPTS = 20  # each is lost only to a publish of the same adapter that won
-# Where a version may go from each state; what is not here is final.
+# Where a version may go from each state; what is not here is final. Received it may stay, for a reason: damaged files.
 _MOVES = {
-    VersionState.RECEIVED: {VersionState.VERIFIED, VersionState.REJECTED, VersionState.QUARANTINED},
+    VersionState.RECEIVED: {
+        VersionState.RECEIVED,
+        VersionState.VERIFIED,
+        VersionState.REJECTED,
+        VersionState.QUARANTINED,
+    },
     VersionState.VERIFIED: {VersionState.QUARANTINED},
 }
 log = structlog.get_logger(__name__)
@@ -47,8 +52,12 @@ class Registry:
         self._artifacts = Artifacts(settings.artifacts_dir, settings.manifests_dir)
 
     async def start(self) -> None:
-        """Remove what publishes of dead processes left half-done."""
-        removed = await asyncio.to_thread(self._artifacts.clean)
+        """Remove what publishes of dead processes left half-done; what another process is at stays."""
+        try:
+            removed = await asyncio.to_thread(self._artifacts.clean)
+        except OSError as error:  # left-overs only take room
+            log.warning("staging not cleaned", error=str(error))
+            return
         if removed:
             log.info("staging cleaned", directories=removed)
 
@@ -109,7 +118,7 @@ class Registry:
                 found = await store.read_version(connection, adapter, int(number))
         if found is None:
             raise NotFound(
-                f"version {name[:80]!r} does not exist; `turnout adapters` lists those that do",
+                f"version {name[:80]!r} does not exist; `turnout adapters list` shows those that do",
                 code="version_not_found",
                 param=name[:80],
             )
@@ -123,16 +132,19 @@ class Registry:
     async def set_state(
         self, version_id: str, state: VersionState, *, code: str | None, reason: str | None, actor: str
     ) -> AdapterVersion:
-        """Move a version on; the state it is in already is no move. Raises `Conflict` for a move backwards or out of a final state."""
+        """Move a version on; the state it is in already is no move, but may get a reason while it is `received`.
+
+        Raises `Conflict` for a move backwards or out of a final state.
+        """
         if state in (VersionState.REJECTED, VersionState.QUARANTINED) and not code:
             raise Invalid(f"a version becomes {state} for a reason: give its code", code="missing_code", param="code")
         async with self._database.write() as connection:
             version = await store.read_version_by_id(connection, version_id)
             if version is None:
                 raise NotFound(f"version id {version_id!r} does not exist", code="version_not_found", param=version_id)
-            if version.state is state:
-                return version
             allowed = _MOVES.get(version.state, set())
+            if version.state is state and (state not in allowed or version.state_code == code):
+                return version
             if state not in allowed or not await store.update_state(
                 connection, version, state=state, code=code, reason=reason
             ):
@@ -158,7 +170,8 @@ class Registry:
         return self._artifacts.manifest(version.manifest_digest)
 
     def verify_files(self, version: AdapterVersion) -> None:
-        """Hash the version's files again. Raises `Refused(code="digest_mismatch")` when they changed. Reads all of them."""
+        """Hash the version's files again. Raises `Refused(code="digest_mismatch")` when they changed, `Unavailable` when
+        the disk does not let us know. Reads all of them."""
         self._artifacts.verify(version.digest)
 
     def _check_name(self, adapter: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -20,6 +21,9 @@ PICKLE_FILES = tuple(f"adapter_model.{suffix}" for suffix in ("bin", "pt", "pth"
 READ_FILES = (WEIGHTS_FILE, CONFIG_FILE, MANIFEST_FILE, TOKENIZER_FILE, TEMPLATE_FILE)
 MAX_TEXT_BYTES = 2**20  # adapter_config.json, manifest.json, chat_template.jinja
 MAX_TOKENIZER_BYTES = 64 * 2**20
+# What opening a name fails with when something else stands there. Any other failure (too many open files, a disk that does
+# not answer) says nothing of the files, and is raised as the `OSError` that it is.
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO, errno.ENODEV, errno.ENAMETOOLONG)
 
 
 def open_directory(directory: Path) -> int:
@@ -27,6 +31,8 @@ def open_directory(directory: Path) -> int:
     try:
         return os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         raise Refused(
             f"{directory.name!r} is not a directory ({error.strerror}); give the directory that holds {CONFIG_FILE} and {WEIGHTS_FILE}",
             code="not_a_file",
@@ -41,6 +47,8 @@ def open_regular(folder: int, name: str, *, missing: str, max_bytes: int) -> int
     except FileNotFoundError as error:
         raise Refused(REASONS[missing], code=missing, param=name) from error
     except OSError as error:
+        if error.errno not in _NOT_THERE:
+            raise
         raise Refused(
             f"{name} cannot be read ({error.strerror}); it must be a regular file, not a link",
             code="not_a_file",

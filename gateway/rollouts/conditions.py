@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..errors import Conflict, Invalid, Refused
+from ..names import engine_name, version_name
 from ..registry.models import ReplicaState, ResidencyState, VersionState
 from ..routing.models import Route, Variant, parse_pin
 from .pointers import Past
@@ -20,6 +22,7 @@ class RouteVersion(BaseModel, frozen=True):
     """What the checks need of a version."""
 
     id: str
+    adapter: str
     digest: str
     base_model: str
     base_digest: str
@@ -34,7 +37,7 @@ class RouteVersion(BaseModel, frozen=True):
     @property
     def engine_name(self) -> str:
         """The name that engines serve it under."""
-        return f"{self.name.replace('@', '.v')}.{self.digest[:12]}"
+        return engine_name(self.adapter, self.past.version, self.digest)
 
 
 async def versions_of(connection: AsyncConnection, route: Route) -> list[RouteVersion]:
@@ -48,7 +51,7 @@ async def versions_of(connection: AsyncConnection, route: Route) -> list[RouteVe
 
 def _version(row: Any) -> RouteVersion:
     past = Past(
-        name=f"{row['adapter']}@{row['version']}",
+        name=version_name(row["adapter"], row["version"]),
         version=row["version"],
         was_stable=row["promoted_at"] is not None,
         is_rolled_back=row["rolled_back_at"] is not None,
@@ -56,6 +59,7 @@ def _version(row: Any) -> RouteVersion:
     )
     return RouteVersion(
         id=row["id"],
+        adapter=row["adapter"],
         digest=row["digest"],
         base_model=row["base_model"],
         base_digest=row["base_digest"],
@@ -99,10 +103,8 @@ async def check_resident(connection: AsyncConnection, version: RouteVersion) -> 
         )
 
 
-async def check_may_serve(
-    connection: AsyncConnection, route: Route, versions: Sequence[RouteVersion], variant: Variant
-) -> None:
-    """Raise unless `variant` may be an arm of the route, with the share it asks for."""
+def check_may_serve(route: Route, versions: Sequence[RouteVersion], variant: Variant) -> None:
+    """Raise unless `variant` may be an arm of the route."""
     if parse_pin(variant.target) is None:
         if variant.target != versions[0].base_model:
             raise Invalid(
@@ -119,8 +121,18 @@ async def check_may_serve(
             code="rolled_back",
             param="variants",
         )
-    if variant.weight:
-        await check_resident(connection, version)
+
+
+def rising(route: Route, versions: Sequence[RouteVersion], wanted: Sequence[Variant]) -> list[RouteVersion]:
+    """Versions that would get a larger share than they have. To take some away needs no condition."""
+    had, gets = shares(route.variants), shares(wanted)
+    return [version for version in versions if gets.get(version.name, 0) > had.get(version.name, 0)]
+
+
+def shares(variants: Sequence[Variant]) -> dict[str, Fraction]:
+    """What part of the traffic each target gets."""
+    total = sum(variant.weight for variant in variants)
+    return {variant.target: Fraction(variant.weight, total) for variant in variants if total}
 
 
 async def is_answerable(connection: AsyncConnection, versions: Sequence[RouteVersion], target: str) -> bool:

@@ -1,7 +1,9 @@
 """Where a route's pointers go on a promotion or a rollback. Pure: reads no clock and no database.
 
-A rollback marks the version it leaves; a marked version is reached again by force only. `previous` therefore never
-names a marked version, and a rollback without force cannot land on one.
+A rollback takes back the last move. While challengers share the route's traffic, that is their exposure: they lose it,
+and `stable`, which was never left, takes it all. Otherwise it is the last promotion: `stable` goes back to `previous`.
+It marks the versions it leaves; a marked version is reached again by force only. `previous` therefore never names a
+marked version, and a rollback without force cannot land on one.
 """
 
 from __future__ import annotations
@@ -35,11 +37,12 @@ class Past:
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A decision: the new pointers, and the marks that change with them."""
+    """A decision: the new pointers, the marks that change with them, and the challengers that lose their share."""
 
     pointers: Pointers
-    marks: str | None = None
+    marks: tuple[str, ...] = ()
     unmarks: str | None = None
+    withdrawn: tuple[str, ...] = ()
 
 
 def promote(pointers: Pointers, target: str | None, versions: Sequence[Past], *, force: bool) -> Move:
@@ -61,8 +64,30 @@ def promote(pointers: Pointers, target: str | None, versions: Sequence[Past], *,
     return Move(moved, unmarks=chosen if found.is_rolled_back else None)
 
 
-def roll_back(pointers: Pointers, versions: Sequence[Past], *, to: str | None, force: bool) -> Move:
-    """stable := previous (or `to`); the version left is marked; previous := the next older one that may be returned to."""
+def challengers(pointers: Pointers, arms: Sequence[str], versions: Sequence[Past]) -> tuple[str, ...]:
+    """Arms that came after `stable` or were never stable: what is being tried. Base and older versions are controls."""
+    number = next((past.version for past in versions if past.name == pointers.stable), 0)
+    return tuple(
+        past.name
+        for past in versions
+        if past.name in arms and past.name != pointers.stable and (past.version > number or not past.was_stable)
+    )
+
+
+def roll_back(
+    pointers: Pointers, versions: Sequence[Past], *, to: str | None, force: bool, arms: Sequence[str] = ()
+) -> Move:
+    """Withdraw the challengers among `arms` (targets with a share), else stable := previous; or go `to` a version.
+
+    What is left is marked; when stable moves, previous := the next older one that may be returned to.
+    """
+    tried = challengers(pointers, arms, versions)
+    if tried and to in (None, pointers.stable) and _is_servable(pointers.stable, pointers, versions):
+        candidate = None if pointers.candidate in tried else pointers.candidate
+        previous = pointers.previous
+        if previous in tried:  # it was stable later than the older version that is stable now
+            previous = next_older(previous, versions, base=pointers.base, leaving=(pointers.stable, *tried))
+        return Move(replace(pointers, previous=previous, candidate=candidate), marks=tried, withdrawn=tried)
     if pointers.stable == pointers.base:
         raise Conflict(
             f"the route is on its base model {pointers.base} already: there is nothing to roll back",
@@ -70,13 +95,14 @@ def roll_back(pointers: Pointers, versions: Sequence[Past], *, to: str | None, f
         )
     target = _returned_to(pointers, versions) if to is None else _chosen(pointers, versions, to, force=force)
     was_marked = any(past.name == target and past.is_rolled_back for past in versions)
-    candidate = None if pointers.candidate in (target, pointers.stable) else pointers.candidate
-    older = next_older(target, versions, base=pointers.base, leaving=pointers.stable)
+    left = tuple(name for name in (pointers.stable, *tried) if name != target)
+    candidate = None if pointers.candidate in (target, *left) else pointers.candidate
+    older = next_older(target, versions, base=pointers.base, leaving=left)
     moved = replace(pointers, stable=target, previous=older, candidate=candidate)
-    return Move(moved, marks=pointers.stable, unmarks=target if was_marked else None)
+    return Move(moved, marks=left, unmarks=target if was_marked else None)
 
 
-def next_older(name: str, versions: Sequence[Past], *, base: str, leaving: str) -> str:
+def next_older(name: str, versions: Sequence[Past], *, base: str, leaving: Sequence[str]) -> str:
     """The newest version older than `name` that was stable once, is not marked and can be served; else base."""
     number = next((past.version for past in versions if past.name == name), 0)
     older = [
@@ -86,9 +112,13 @@ def next_older(name: str, versions: Sequence[Past], *, base: str, leaving: str) 
         and past.was_stable
         and past.is_servable
         and not past.is_rolled_back
-        and past.name != leaving
+        and past.name not in leaving
     ]
     return max(older, key=lambda past: past.version).name if older else base
+
+
+def _is_servable(name: str, pointers: Pointers, versions: Sequence[Past]) -> bool:
+    return name == pointers.base or any(past.name == name and past.is_servable for past in versions)
 
 
 def _returned_to(pointers: Pointers, versions: Sequence[Past]) -> str:
@@ -98,7 +128,7 @@ def _returned_to(pointers: Pointers, versions: Sequence[Past]) -> str:
     if found is not None and found.is_servable and not found.is_rolled_back:
         return pointers.previous
     # `previous` was quarantined since: go where it would have pointed without it.
-    return next_older(pointers.previous, versions, base=pointers.base, leaving=pointers.stable)
+    return next_older(pointers.previous, versions, base=pointers.base, leaving=(pointers.stable,))
 
 
 def _chosen(pointers: Pointers, versions: Sequence[Past], to: str, *, force: bool) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, now, record_audit
-from ..errors import GatewayError, Invalid, Refused
+from ..errors import Conflict, GatewayError, Invalid, Refused
 from ..jobs.suites import Suites
 from ..jobs.verdicts import Verdict
 from ..keys import Principal
@@ -29,6 +29,7 @@ from .conditions import (
     is_answerable,
     named,
     newest_verdict,
+    rising,
     versions_of,
 )
 from .pointers import Move, Pointers, promote, roll_back
@@ -44,7 +45,7 @@ class Moved(BaseModel, frozen=True):
     """Traffic moved."""
 
     route: Route
-    moved_from: str
+    moved_from: str = Field(description="what was left: the former stable, or the challengers of a split, by commas")
     moved_to: str
     revision: int
     took_ms: float = Field(description="from the call until this gateway routes by it")
@@ -82,6 +83,7 @@ class Promotions:
         """
         started = time.perf_counter()
         reason = _checked_reason(reason, force=force)
+        gates = await self._gates(route, principal)
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
             versions = await versions_of(connection, held)
@@ -90,7 +92,7 @@ class Promotions:
             check_verified(chosen)
             await check_resident(connection, chosen)
             if not force:
-                await self._check_gates(connection, held, chosen, baseline=digest_of(versions, held.stable))
+                await _check_gates(connection, held, chosen, gates, baseline=digest_of(versions, held.stable))
             after = await _apply(connection, held, move, versions, principal)
             await _audit(connection, held, after, "route.promote", reason, principal, force=force)
         return await self._moved(held, after, started, needs_load=False)
@@ -105,7 +107,7 @@ class Promotions:
         principal: Principal,
         expected_revision: int | None = None,
     ) -> Moved:
-        """All traffic back to `previous`, or to `to`. Waits for nothing: for no gate, and for no load.
+        """Challengers out of a split; without any, all traffic back to `previous`; or to `to`. Waits for no gate and no load.
 
         It acts on the route as it was when it was called (`expected_revision`, else what a first read finds): of two
         calls at once one wins and the other gets `Conflict`, so that two people do not roll back twice.
@@ -118,11 +120,13 @@ class Promotions:
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
             versions = await versions_of(connection, held)
-            move = roll_back(_pointers(held, versions), [version.past for version in versions], to=to, force=force)
+            arms = [variant.target for variant in held.variants if variant.weight]
+            past = [version.past for version in versions]
+            move = roll_back(_pointers(held, versions), past, to=to, force=force, arms=arms)
             after = await _apply(connection, held, move, versions, principal)
             await _audit(connection, held, after, "route.rollback", reason, principal, force=force)
             needs_load = not await is_answerable(connection, versions, after.stable)
-        return await self._moved(held, after, started, needs_load=needs_load)
+        return await self._moved(held, after, started, needs_load=needs_load, withdrawn=move.withdrawn)
 
     async def set_variants(
         self,
@@ -130,22 +134,32 @@ class Promotions:
         variants: Sequence[Variant],
         *,
         expected_revision: int | None = None,
+        force: bool = False,
         reason: str | None = None,
         principal: Principal,
     ) -> Route:
-        """Split the traffic. An arm with a share must be verified, not rolled back, and loaded on every ready engine."""
-        reason = _checked_reason(reason, force=False)
+        """Split the traffic. An arm must be verified and not rolled back.
+
+        One whose share rises must be loaded on every ready engine and, unless it was stable before, have passed the
+        route's gates; or `force` and a reason.
+        """
+        reason = _checked_reason(reason, force=force)
         wanted = tuple(variants)
         check_variants(wanted)
         if len(wanted) > MAX_VARIANTS:
             raise Invalid(f"{len(wanted)} variants; at most {MAX_VARIANTS}", code="too_many_variants", param="variants")
+        gates = await self._gates(route, principal)
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
             versions = await versions_of(connection, held)
             for variant in wanted:
-                await check_may_serve(connection, held, versions, variant)
+                check_may_serve(held, versions, variant)
+            for version in rising(held, versions, wanted):
+                await check_resident(connection, version)
+                if not (force or version.past.was_stable):
+                    await _check_gates(connection, held, version, gates, baseline=digest_of(versions, held.stable))
             after = await save_route(connection, held.model_copy(update={"variants": wanted}), actor=principal.actor)
-            await _audit(connection, held, after, "route.set_variants", reason, principal)
+            await _audit(connection, held, after, "route.set_variants", reason, principal, force=force)
         await self._refresh()
         return after
 
@@ -192,41 +206,27 @@ class Promotions:
         await self._refresh()
         return after
 
-    async def _check_gates(
-        self, connection: AsyncConnection, route: Route, version: RouteVersion, *, baseline: str
-    ) -> None:
-        """A verdict counts against the stable that stands now: one against an older stable proves nothing about this."""
-        if not route.gates:
-            raise Refused(
-                f"route {route.name!r} has no gates: name suites with `turnout routes gates`, or use force and a reason",
-                code="no_gate",
-            )
-        for suite in route.gates:
-            digest = await self._suite_digest(suite)
-            found = await newest_verdict(
-                connection, version, suite, digest, baseline=baseline, project_id=route.project_id
-            )
-            if found is None:
-                raise Refused(
-                    f"{version.name} was not evaluated on {suite!r} as it is now, against {route.stable}, the present stable: "
-                    f"run `turnout eval run {version.name} --suite {suite}`",
-                    code="gate_missing",
-                )
-            if found != Verdict.PASSED:
-                raise Refused(f"{version.name} did not pass {suite!r}: the verdict is {found}", code=f"gate_{found}")
+    async def _gates(self, route: str, principal: Principal) -> dict[str, str | None]:
+        """The route's suites with their present digests. Read before the transaction: hashing a suite may take a while."""
+        async with self._database.read() as connection:
+            found = await get_route(connection, route, project_id=principal.project_id)
+        return {name: await self._suite_digest(name) for name in found.gates}
 
     async def _suite_digest(self, name: str) -> str | None:
         if self._suites is None:
             return None
         return (await asyncio.to_thread(self._suites.find, name)).digest
 
-    async def _moved(self, before: Route, after: Route, started: float, *, needs_load: bool) -> Moved:
+    async def _moved(
+        self, before: Route, after: Route, started: float, *, needs_load: bool, withdrawn: Sequence[str] = ()
+    ) -> Moved:
         await self._refresh()
         took_ms = (time.perf_counter() - started) * 1000
+        moved_from = ", ".join(withdrawn) or before.stable
         log.info(
             "traffic moved",
             route=after.name,
-            moved_from=before.stable,
+            moved_from=moved_from,
             moved_to=after.stable,
             revision=after.revision,
             took_ms=round(took_ms, 1),
@@ -234,7 +234,7 @@ class Promotions:
         )
         return Moved(
             route=after,
-            moved_from=before.stable,
+            moved_from=moved_from,
             moved_to=after.stable,
             revision=after.revision,
             took_ms=took_ms,
@@ -249,6 +249,36 @@ class Promotions:
             await self._on_moved()
         except GatewayError as error:
             log.warning("change is committed, this gateway sees it a little later", error=error.message)
+
+
+async def _check_gates(
+    connection: AsyncConnection,
+    route: Route,
+    version: RouteVersion,
+    digests: Mapping[str, str | None],
+    *,
+    baseline: str,
+) -> None:
+    """A verdict counts against the stable that stands now: one against an older stable proves nothing about this."""
+    if not route.gates:
+        raise Refused(
+            f"route {route.name!r} has no gates: name suites with `turnout routes gates`, or use force and a reason",
+            code="no_gate",
+        )
+    if not digests.keys() >= set(route.gates):
+        raise Conflict(f"the gates of route {route.name!r} were changed meanwhile; try again", code="route_moved")
+    for suite in route.gates:
+        found = await newest_verdict(
+            connection, version, suite, digests[suite], baseline=baseline, project_id=route.project_id
+        )
+        if found is None:
+            raise Refused(
+                f"{version.name} was not evaluated on {suite!r} as it is now, against {route.stable}, the present stable: "
+                f"run `turnout eval run {version.name} --suite {suite}`",
+                code="gate_missing",
+            )
+        if found != Verdict.PASSED:
+            raise Refused(f"{version.name} did not pass {suite!r}: the verdict is {found}", code=f"gate_{found}")
 
 
 def _checked_reason(reason: str | None, *, force: bool) -> str | None:
@@ -293,7 +323,7 @@ async def _apply(
         values: dict[str, Any] = {}
         if version.name == pointers.stable and not version.past.was_stable:
             values["promoted_at"] = now()
-        if version.name == move.marks:
+        if version.name in move.marks:
             values["rolled_back_at"] = now()
         if version.name == move.unmarks:
             values["rolled_back_at"] = None

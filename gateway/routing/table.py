@@ -22,6 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..database import Database, now, read_revision
 from ..errors import GatewayError
+from ..names import engine_name, version_name
+from ..processes import look_at
 
 log = structlog.get_logger(__name__)
 
@@ -152,13 +154,13 @@ async def _versions(connection: AsyncConnection) -> dict[str, SnapshotVersion]:
     query = select(table, jobs.c.created_by.label("job_creator")).outerjoin(jobs, jobs.c.id == table.c.job_id)
     found = {}
     for row in (await connection.execute(query)).mappings():
-        name = f"{row['adapter']}@{row['version']}"
+        name = version_name(row["adapter"], row["version"])
         found[name] = SnapshotVersion(
             name=name,
             adapter=row["adapter"],
             version=row["version"],
             digest=row["digest"],
-            engine_name=f"{row['adapter']}.v{row['version']}.{row['digest'][:12]}",
+            engine_name=engine_name(row["adapter"], row["version"], row["digest"]),
             state=row["state"],
             project_id=row["project_id"],
             owners=frozenset(owner for owner in (row["created_by"], row["job_creator"]) if owner),
@@ -175,8 +177,8 @@ async def _replicas(connection: AsyncConnection) -> tuple[SnapshotReplica, ...]:
     rows = await connection.execute(
         select(residency.c.replica_id, residency.c.engine_name).where(residency.c.state == "ready")
     )
-    for replica_id, engine_name in rows:
-        ready.setdefault(replica_id, set()).add(engine_name)
+    for replica_id, name in rows:
+        ready.setdefault(replica_id, set()).add(name)
     found = (await connection.execute(select(tables.replicas).order_by(tables.replicas.c.id))).mappings()
     return tuple(
         SnapshotReplica(row["id"], row["socket"], row["epoch"], row["state"], frozenset(ready.get(row["id"], ())))
@@ -295,6 +297,15 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    _remove_unfinished(path)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """What gateways that were killed while they wrote have left."""
+    for left in path.parent.glob(f"{path.name}.*.tmp"):
+        pid = left.name.removeprefix(f"{path.name}.").removesuffix(".tmp")
+        if pid.isdigit() and look_at(int(pid)) is None:
+            left.unlink(missing_ok=True)
 
 
 def load_saved_snapshot(path: Path) -> Snapshot:

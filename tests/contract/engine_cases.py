@@ -61,10 +61,11 @@ async def refuses_the_base_models_name(engine: EngineUnderTest) -> None:
 
 
 async def refuses_a_path_that_is_not_there(engine: EngineUnderTest) -> None:
-    with pytest.raises(EngineRefused, match="No adapter found") as refused:
+    with pytest.raises(EngineRefused) as refused:
         await engine.admin.load("missing.v1.a", engine.scratch / "nothing")
 
     assert refused.value.status == 404
+    assert str(engine.scratch) not in refused.value.message, "its words name the path, and clients may read this"
     assert "missing.v1.a" not in await engine.admin.models()
 
 
@@ -74,7 +75,7 @@ async def survives_weights_that_are_garbage(engine: EngineUnderTest) -> None:
     (broken / "adapter_config.json").write_bytes((engine.one / "adapter_config.json").read_bytes())
     (broken / "adapter_model.safetensors").write_bytes(b"\xff" * 64)
 
-    with pytest.raises(EngineRefused, match="Call to add_lora method failed") as refused:
+    with pytest.raises(EngineRefused, match=r"Call to add_lora method failed|its own words") as refused:
         await engine.admin.load("broken.v1.a", broken)
 
     assert refused.value.status == 500

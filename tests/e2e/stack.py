@@ -18,6 +18,8 @@ import psutil
 import pytest
 from openai import OpenAI
 
+from deploy.demo.commands import command_line, is_running
+
 ROOT = Path(__file__).parents[2]
 BASE_PATH = ROOT / "build" / "models" / "smollm2-135m-instruct"
 BASE = "smollm2-135m"
@@ -184,8 +186,8 @@ class Stack:
 
     def find(self, needle: str) -> psutil.Process:
         """The one process of this stack whose command line or title holds `needle`."""
-        found = [p for p in self.tree() if needle in " ".join(_cmdline(p))]
-        assert found, f"no process with {needle!r} among {[_cmdline(p) for p in self.tree()]}"
+        found = [p for p in self.tree() if needle in " ".join(command_line(p))]
+        assert found, f"no process with {needle!r} among {[command_line(p) for p in self.tree()]}"
         return found[0]
 
     def tree(self) -> list[psutil.Process]:
@@ -196,7 +198,7 @@ class Stack:
                 found |= {child.pid: child for child in process.children(recursive=True)}
             except psutil.Error:
                 continue
-        return [p for p in found.values() if _is_running(p)]
+        return [p for p in found.values() if is_running(p)]
 
     def stop(self, *, timeout_s: float = 90) -> int:
         """SIGTERM of the whole; the exit status. Kills what is left when the time is over."""
@@ -216,17 +218,3 @@ class Stack:
                 continue
         if self.process is not None:
             self.process.wait(30)
-
-
-def _cmdline(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False

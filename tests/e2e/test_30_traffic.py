@@ -127,8 +127,22 @@ def wait_answers(seen: list[Answer], count: int) -> None:
         time.sleep(0.02)
 
 
+def promote(stack: Stack, target: str) -> httpx.Response:
+    with stack.http() as client:
+        return client.post(
+            "/api/routes/alpha/promote", json={"target": target, "force": True, "reason": "end-to-end test"}
+        )
+
+
 def force(stack: Stack, target: str) -> None:
-    stack.post("/api/routes/alpha/promote", {"target": target, "force": True, "reason": "end-to-end test"})
+    answer = promote(stack, target)
+    assert answer.status_code == 200, answer.text
+
+
+def stand_on(stack: Stack, target: str) -> None:
+    """Make it stable, whatever earlier tests left."""
+    if stack.get("/api/routes/alpha")["stable"] != target:
+        force(stack, target)
 
 
 def rollback(stack: Stack, **body: object) -> httpx.Response:
@@ -139,7 +153,7 @@ def rollback(stack: Stack, **body: object) -> httpx.Response:
 @pytest.mark.invariant(2)
 @pytest.mark.invariant(7)
 def test_promote_and_roll_back_under_load(stack: Stack, oracle: Oracle) -> None:
-    force(stack, "alpha@1")
+    stand_on(stack, "alpha@1")
     with traffic(stack, "alpha", oracle.prompts) as seen:
         wait_answers(seen, 8)
         force(stack, "alpha@2")
@@ -187,7 +201,7 @@ def test_a_version_that_was_rolled_back_returns_only_by_force(stack: Stack, orac
 
 @pytest.mark.invariant(7)
 def test_two_rollbacks_at_once_move_one_step_each_at_most(stack: Stack, oracle: Oracle) -> None:
-    force(stack, "alpha@1")
+    stand_on(stack, "alpha@1")
     force(stack, "alpha@2")
     before = stack.get("/api/routes/alpha")["revision"]
 
@@ -201,8 +215,33 @@ def test_two_rollbacks_at_once_move_one_step_each_at_most(stack: Stack, oracle: 
     assert "alpha@2" not in (after["stable"], after["previous"])
 
 
+@pytest.mark.invariant(2)
+@pytest.mark.invariant(7)
+def test_a_rollback_during_a_promote_leaves_one_of_the_two_whole(stack: Stack, oracle: Oracle) -> None:
+    stand_on(stack, "alpha@1")
+    before = stack.get("/api/routes/alpha")
+
+    with traffic(stack, "alpha", oracle.prompts) as seen:
+        with ThreadPoolExecutor(2) as pool:
+            promoting = pool.submit(promote, stack, "alpha@2")
+            rolling = pool.submit(rollback, stack)
+        answers = [promoting.result(), rolling.result()]
+        settled = time.monotonic()
+        wait_answers(seen, 8)
+
+    after = stack.get("/api/routes/alpha")
+    won = tuple(answer.status_code == 200 for answer in answers)
+    assert {answer.status_code for answer in answers} <= {200, 409}
+    assert any(won)
+    assert after["revision"] == before["revision"] + sum(won)
+    assert after["stable"] in ({"alpha@1", "alpha@2"} if all(won) else {"alpha@2" if won[0] else before["previous"]})
+    assert {a.version for a in seen if a.sent > settled} == {after["stable"]}
+    assert [a for a in seen if a.status != 200 or oracle.speaker(a.prompt, a.text) != a.version] == []
+
+
 @pytest.mark.invariant(8)
 def test_a_split_is_sticky_and_near_its_weights(stack: Stack, oracle: Oracle) -> None:
+    stand_on(stack, "alpha@1")
     stack.put(
         "/api/routes/alpha/variants",
         {

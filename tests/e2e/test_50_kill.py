@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 
 import httpx
@@ -82,6 +86,56 @@ def stream_until_cut(stack: Stack, kill: int, model: str) -> tuple[str, bool]:
     return text, broke
 
 
+@contextmanager
+def half_an_upload(stack: Stack, directory: Path, adapter: str) -> Iterator[None]:
+    """A publish whose client has sent half of the weights so far."""
+    boundary = "half-an-upload"
+    body = b"".join(
+        b'--%s\r\nContent-Disposition: form-data; name="%s"; filename="%s"\r\n\r\n%s\r\n'
+        % (boundary.encode(), field.encode(), name.encode(), (directory / name).read_bytes())
+        for field, name in (
+            ("adapter_config", "adapter_config.json"),
+            ("adapter_model", "adapter_model.safetensors"),
+        )
+    )
+    connection = HTTPConnection("127.0.0.1", stack.port, timeout=30)
+    connection.putrequest("POST", f"/api/adapters/{adapter}/versions")
+    connection.putheader("authorization", f"Bearer {stack.admin_key}")
+    connection.putheader("content-type", f"multipart/form-data; boundary={boundary}")
+    connection.putheader("content-length", str(len(body)))
+    connection.endheaders(body[: len(body) // 2])
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def other_than(pid: int, process: psutil.Process | None) -> psutil.Process | None:
+    return process if process is not None and process.pid != pid else None
+
+
+def stand_on_second(stack: Stack) -> None:
+    """alpha@2 is stable and alpha@1 is where a rollback goes."""
+    for target in ("alpha@1", "alpha@2"):
+        route = stack.get("/api/routes/alpha")
+        if target != route["stable"] and (route["stable"], route["previous"]) != ("alpha@2", "alpha@1"):
+            stack.post("/api/routes/alpha/promote", {"target": target, "force": True, "reason": "end-to-end test"})
+
+
+def roll_back_and_kill(stack: Stack, gateway: int, delay_s: float) -> bool:
+    """Ask for a rollback, kill the gateway that soon after; whether the move was acknowledged."""
+    killer = threading.Timer(delay_s, os.kill, (gateway, signal.SIGKILL))
+    with stack.http() as client:
+        client.get("/healthz")  # connect first, so that the delay is spent in the move
+        killer.start()
+        try:
+            return client.post("/api/routes/alpha/rollback", json={"reason": "end-to-end test"}).is_success
+        except httpx.HTTPError:
+            return False
+        finally:
+            killer.join()
+
+
 def heal(stack: Stack, *versions: str) -> None:
     """Until the stack answers again, by each of the versions."""
     stack.wait_ready()
@@ -126,17 +180,41 @@ def test_controller_killed_adopts_the_engine(stack: Stack, alpha: str) -> None:
 
 
 @pytest.mark.invariant(10)
-def test_rollback_survives_the_gateways_death(stack: Stack, alpha: str) -> None:
-    for target in ("alpha@3", "alpha@2"):
-        stack.post("/api/routes/alpha/promote", {"target": target, "force": True, "reason": "end-to-end test"})
+def test_gateway_killed_in_a_publish_leaves_nothing_half_done(stack: Stack, alpha: str, weights: Path) -> None:
     (gateway,) = pids(stack, "gateway.app")
+    staging = stack.home / "artifacts" / ".staging"
+    bundles = sorted(stack.home.glob("artifacts/??/*"))
 
-    assert stack.post("/api/routes/alpha/rollback", {"reason": "end-to-end test"})["route"]["stable"] != "alpha@2"
-    os.kill(gateway, signal.SIGKILL)
+    with half_an_upload(stack, weights / "seed4", "unfinished"):
+        wait_for(lambda: list(staging.glob("*/*")), timeout_s=30, what="the upload reaches the disk")
+        os.kill(gateway, signal.SIGKILL)
     heal(stack, "alpha@1")
 
-    assert stack.get("/api/routes/alpha")["stable"] != "alpha@2"
-    assert ask(stack, "alpha").headers["x-turnout-version"] != "alpha@2"
+    assert list(staging.glob("*")) == []
+    assert sorted(stack.home.glob("artifacts/??/*")) == bundles
+    with stack.http() as client:
+        assert client.get("/api/adapters/unfinished").status_code == 404
+    again = stack.publish(weights / "seed1", "alpha")
+    assert (again.status_code, again.json()["version"]) == (200, 1)
+
+
+@pytest.mark.invariant(7)
+@pytest.mark.invariant(10)
+def test_gateway_killed_in_a_rollback_has_moved_all_or_nothing(stack: Stack, alpha: str) -> None:
+    for delay_s in (0.004, 0.012, 0.03):
+        stand_on_second(stack)
+        before, moves = stack.get("/api/routes/alpha"), len(stack.get("/api/audit?subject=alpha")["data"])
+        (gateway,) = pids(stack, "gateway.app")
+
+        acknowledged = roll_back_and_kill(stack, gateway, delay_s)
+        heal(stack, "alpha@1")
+
+        after, moves_after = stack.get("/api/routes/alpha"), len(stack.get("/api/audit?subject=alpha")["data"])
+        has_moved = after["stable"] == "alpha@1"
+        assert after["stable"] == ("alpha@1" if has_moved else "alpha@2")
+        assert (after["revision"] - before["revision"], moves_after - moves) == (int(has_moved), int(has_moved))
+        assert has_moved or not acknowledged
+        assert ask(stack, "alpha").headers["x-turnout-version"] == after["stable"]
 
 
 @pytest.mark.invariant(5)
@@ -163,7 +241,7 @@ def test_engine_killed_in_a_stream_comes_back_with_its_adapters(stack: Stack, al
 
 @pytest.mark.heavy
 @pytest.mark.invariant(10)
-def test_trainer_killed_is_started_again_and_finishes(stack: Stack, tmp_path: Path) -> None:
+def test_trainer_and_controller_killed_in_a_job_which_still_finishes(stack: Stack, tmp_path: Path) -> None:
     import json
 
     data = tmp_path / "train.jsonl"
@@ -189,6 +267,15 @@ def test_trainer_killed_is_started_again_and_finishes(stack: Stack, tmp_path: Pa
         what="training makes steps",
     )
     os.killpg(running.pid, signal.SIGKILL)
+    second = wait_for(lambda: other_than(running.pid, trainer()), timeout_s=60, what="a second attempt")
+    (controller,) = pids(stack, "gateway.controller")
+    os.kill(controller, signal.SIGKILL)
+    wait_for(
+        lambda: [pid for pid in pids(stack, "gateway.controller") if pid != controller],
+        timeout_s=30,
+        what="a new controller",
+    )
+    assert second.is_running(), "the job outlives its controller"
 
     def ended() -> str | None:
         status = client.fine_tuning.jobs.retrieve(job.id).status
@@ -196,6 +283,8 @@ def test_trainer_killed_is_started_again_and_finishes(stack: Stack, tmp_path: Pa
 
     assert wait_for(ended, timeout_s=400, what="the job ends") == "succeeded"
     assert len(stack.get("/api/adapters/phoenix")["versions"]) == 1
+    assert pids(stack, "trainer.job") == []
+    assert stack.get(f"/api/jobs/{job.id}")["attempt"] == 2, "the second attempt was adopted, not started again"
 
 
 @pytest.mark.invariant(10)

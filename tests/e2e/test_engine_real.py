@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -155,6 +156,27 @@ async def test_nobody_in_a_mixed_batch_gets_anothers_weights(
                     max(abs(a - b) for p in PROMPTS for a, b in zip(alone[one, p], alone[other, p], strict=True)) > 0.5
                 )
         await engine.admin.unload(one)
+
+
+@pytest.mark.heavy
+@pytest.mark.parametrize("system", ["Answer with JSON.", None], ids=["system", "no_system"])
+async def test_a_chat_reaches_the_model_as_it_was_trained(running: tuple[int, str], system: str | None) -> None:
+    """What the engine makes of a chat is, token for token, what stood before the answer in training."""
+    from trainer.data import encode_chat, load_tokenizer
+
+    asked = [{"role": "user", "content": "Where is my lamp?\n\nOrder AB-1234."}]
+    if system is not None:
+        asked.insert(0, {"role": "system", "content": system})
+    trained = encode_chat(
+        [*asked, {"role": "assistant", "content": "Here."}], load_tokenizer(BASE_PATH), max_length=512
+    )
+    assert not isinstance(trained, str), trained
+    before_the_answer = next(number for number, label in enumerate(trained.labels) if label != -100)
+
+    async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=running[1]), timeout=30) as client:
+        answer = await client.post("http://engine/tokenize", json={"model": BASE, "messages": asked})
+
+    assert answer.json()["tokens"] == list(trained.input_ids[:before_the_answer])
 
 
 @pytest.mark.invariant(9)

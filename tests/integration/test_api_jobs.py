@@ -335,6 +335,41 @@ async def test_jobs_and_events_come_in_pages_newest_first(api: Api) -> None:
         assert events[:-1] == [f"event {number}" for number in reversed(range(7))]
 
 
+async def test_a_page_after_what_does_not_exist_is_not_found(api: Api) -> None:
+    async with await api.sdk() as sdk, await api.client("admin") as client:
+        file = await sdk.files.create(file=("train.jsonl", ROWS), purpose="fine-tune")
+        job = await sdk.fine_tuning.jobs.create(model="tiny", training_file=file.id)
+        lists = {
+            "/v1/files": "file_not_found",
+            "/v1/fine_tuning/jobs": "job_not_found",
+            f"/v1/fine_tuning/jobs/{job.id}/events": "event_not_found",
+            "/api/jobs": "job_not_found",
+            f"/api/jobs/{job.id}/events": "event_not_found",
+            "/api/evaluations": "job_not_found",
+            "/api/audit": "audit_not_found",
+        }
+        answers = {path: error_of(await client.get(path, params={"after": "nope"})) for path in lists}
+        with pytest.raises(openai.NotFoundError) as refused:
+            await sdk.files.list(after="nope")
+
+    assert answers == {path: (404, code, "after") for path, code in lists.items()}
+    assert (refused.value.type, refused.value.param) == ("invalid_request_error", "after")
+
+
+async def test_pages_go_on_after_a_file_that_was_deleted_meanwhile_but_not_after_a_strangers(api: Api) -> None:
+    async with await api.sdk() as client, await api.client("train", project_id="proj_other") as stranger:
+        made = [(await client.files.create(file=("a", ROWS), purpose="fine-tune")).id for _ in range(4)]
+        seen = []
+        async for file in client.files.list(limit=1):
+            await client.files.delete(file.id)
+            seen.append(file.id)
+
+        foreign = await stranger.get("/v1/files", params={"after": made[0]})
+
+    assert seen == made[::-1]
+    assert error_of(foreign) == (404, "file_not_found", "after")
+
+
 FAILURES: list[tuple[dict[str, Any], int, str, str | None]] = [
     ({"surprise": 1}, 400, "invalid_request", "surprise"),
     ({"model": "gpt-4o"}, 400, "model_not_found", "model"),

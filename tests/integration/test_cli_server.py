@@ -101,7 +101,9 @@ async def test_refuses_what_is_no_folder(stack: Stack, tmp_path: Path) -> None:
 async def test_splits_promotes_and_rolls_back(stack: Stack) -> None:
     await two_versions(stack)
 
-    split = await as_json(stack, "routes", "set", "support", "-v", "base=50", "-v", "support@1=50", "--reason", "A/B")
+    split = await as_json(
+        stack, "routes", "set", "support", "-v", "base=50", "-v", "support@1=50", "--force", "--reason", "A/B"
+    )
     promoted = await turnout(stack, "promote", "support", "support@2", "--force", "--reason", "test")
     back = await as_json(stack, "rollback", "support", "--reason", "wrong", "--confirm")
     audit = await turnout(stack, "audit", "--subject", "support")
@@ -146,8 +148,8 @@ async def test_a_gate_decides_a_promotion_and_its_exit_code(
     (suite / "suite.yaml").write_text(SUITE)
     added = await as_json(stack, "suite", "add", str(suite))
     gated = await as_json(stack, "routes", "gates", "support", "--suite", "nice")
-    version = await stack.gateway.services.registry.version("support@2")
-    await stack.add_verdict(version, "nice", verdict, suite_digest=added["digest"])
+    stable, version = [await stack.gateway.services.registry.version(f"support@{number}") for number in (1, 2)]
+    await stack.add_verdict(version, "nice", verdict, suite_digest=added["digest"], baseline=stable.digest)
 
     done = await turnout(stack, "promote", "support", "support@2")
 
@@ -268,7 +270,7 @@ async def test_an_unknown_route_is_named(stack: Stack) -> None:
 async def test_two_people_at_once_the_second_is_refused(stack: Stack) -> None:
     await two_versions(stack)
     revision = (await as_json(stack, "routes", "show", "support"))["revision"]
-    await turnout(stack, "routes", "set", "support", "-v", "support@1=1", "--expected-revision", str(revision))
+    await turnout(stack, "routes", "set", "support", "-v", "base=2", "--expected-revision", str(revision))
 
     done = await turnout(stack, "routes", "set", "support", "-v", "base=1", "--expected-revision", str(revision))
 

@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import random
 import sqlite3
+import threading
 import time
 from collections.abc import AsyncIterator
 from contextlib import closing
@@ -144,6 +145,40 @@ async def test_cancelling_at_any_moment_leaves_all_or_nothing_and_no_lock(databa
     before = (await values(database))["a"]
     await add_one(database)
     assert (await values(database))["a"] == before + 1
+
+
+@pytest.mark.invariant(10)
+@pytest.mark.parametrize("kind", ["write", "read"])
+async def test_cancelled_in_the_middle_of_a_statement_no_lock_stays(
+    database: Database, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(module, "_BUSY_TIMEOUT_MS", 500)
+    other = Database(database.url)
+    is_running, may_end, loop = asyncio.Event(), threading.Event(), asyncio.get_running_loop()
+
+    def linger() -> int:
+        loop.call_soon_threadsafe(is_running.set)
+        may_end.wait(10)
+        return 7
+
+    async def ask() -> None:
+        async with database.write() if kind == "write" else database.read() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            await raw.create_function("linger", 0, linger)
+            change = "UPDATE counter SET value = linger() RETURNING value"
+            await connection.execute(text(change if kind == "write" else "SELECT value, linger() FROM counter"))
+
+    task = asyncio.create_task(ask())
+    await is_running.wait()
+    task.cancel()
+    loop.call_soon(may_end.set)
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    await add_one(other)
+    assert await values(other) == {"a": 1, "b": 0}
+    await other.close()
 
 
 async def test_a_lock_held_elsewhere_is_reported_as_busy(

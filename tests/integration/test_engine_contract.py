@@ -44,7 +44,8 @@ async def test_a_silent_socket_is_unreachable(tmp_path: Path) -> None:
 
     with pytest.raises(EngineUnreachable):
         await admin.is_healthy(timeout_s=1)
-    with pytest.raises(EngineUnreachable):
+    with pytest.raises(EngineUnreachable) as unreachable:
         await admin.models()
+    assert str(tmp_path) not in unreachable.value.message
 
     await admin.close()

@@ -15,8 +15,12 @@ import psutil
 import pytest
 
 from gateway import tables
-from gateway.processes import look_at
-from gateway.registry.models import VersionState
+from gateway.controller import child_log
+from gateway.engine.fleet import engine_spec
+from gateway.jobs.launch import attempt_directory
+from gateway.processes import MAX_LOG_BYTES, Child, look_at
+from gateway.registry.models import AdapterVersion, VersionState
+from gateway.settings import Settings
 from tests.engine_world import EngineWorld, an_engine_world
 
 
@@ -191,19 +195,49 @@ async def _quarantined(world: EngineWorld, name: str) -> str | None:
     return version.state_code if version.state is VersionState.QUARANTINED else None
 
 
-@pytest.mark.invariant(1)
-@pytest.mark.invariant(4)
-async def test_changed_bytes_are_never_loaded(world: EngineWorld) -> None:
-    one = await world.publish(1)
-    weights = world.registry.directory(one) / "adapter_model.safetensors"
+def damage(world: EngineWorld, version: AdapterVersion) -> None:
+    """Flip a bit of its weights on the disk."""
+    weights = world.registry.directory(version) / "adapter_model.safetensors"
     raw = bytearray(weights.read_bytes())
     raw[-1] ^= 1
     weights.chmod(0o644)
     weights.write_bytes(raw)
+
+
+@pytest.mark.invariant(1)
+@pytest.mark.invariant(4)
+async def test_changed_bytes_are_never_loaded_and_publishing_them_again_heals(world: EngineWorld) -> None:
+    one, two = await world.publish(1), await world.publish(2)
+    damage(world, one)
     world.start_controller()
 
-    assert await world.until(lambda: _quarantined(world, one.name), "it is quarantined") == "digest_mismatch"
+    row = await world.settled(one, "refused")
+    await world.ready(two)
+
+    assert row["code"] == "digest_mismatch"
+    assert str(world.settings.home) not in row["reason"]
+    assert (await world.registry.version(one.name)).state is VersionState.VERIFIED
     assert not [call for call in await calls(world) if one.engine_name in call]
+
+    await world.publish_again(1)
+    await world.ready(one, two)
+
+
+@pytest.mark.invariant(7)
+async def test_what_is_loaded_keeps_serving_while_its_files_are_damaged(world: EngineWorld) -> None:
+    first = world.start_controller()
+    one = await world.publish(1)
+    await world.ready(one)
+    damage(world, one)
+
+    first.terminate()
+    first.wait()
+    two = await world.publish(2)
+    world.start_controller()
+    await world.ready(one, two)
+
+    assert set(await loaded(world)) == {one.engine_name, two.engine_name}
+    assert (await world.registry.version(one.name)).state is VersionState.VERIFIED
 
 
 @pytest.mark.invariant(4)
@@ -373,3 +407,28 @@ async def test_wrong_settings_end_the_controller_with_a_sentence(tmp_path: Path)
     assert found.returncode == 1
     assert "port" in found.stderr
     assert "Traceback" not in found.stderr
+
+
+async def test_the_log_of_an_engine_that_runs_on_is_bounded(world: EngineWorld) -> None:
+    world.start_controller()
+    await world.ready()
+    (row,) = [row for row in await world.rows(tables.processes) if row["kind"] == "engine"]
+    engine = Child(row["id"], row["kind"], row["pid"], row["started"], row["argv_digest"], row["attempt"])
+
+    path = child_log(world.settings, engine)
+    with path.open("ab") as file:
+        file.truncate(MAX_LOG_BYTES + 1)
+
+    async def cut() -> bool:
+        return path.stat().st_size <= MAX_LOG_BYTES and path.with_name(f"{path.name}.1").exists()
+
+    await world.until(cut, "the controller cuts the engine's log")
+    assert Path(f"/proc/{engine.pid}/fd/1").resolve() == path
+
+
+def test_a_child_writes_where_its_log_is_looked_for(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    job = Child("verify-1.2", "job", 1, 0.0, "", 2)
+
+    assert child_log(settings, job) == attempt_directory(settings, "verify-1", 2) / "log.txt"
+    assert str(child_log(settings, Child("engine-0", "engine", 1, 0.0, "", 1))) == engine_spec(settings).log

@@ -17,7 +17,7 @@ from gateway import processes, tables
 from gateway.database import Database
 from gateway.errors import Conflict, Unavailable
 from gateway.migrations.run import migrate
-from gateway.processes import MAX_LOG_BYTES, ProcessTable, group_members, home_marker, look_at
+from gateway.processes import MAX_LOG_BYTES, ProcessTable, bound_log, group_members, home_marker, look_at
 from gateway.settings import Settings
 
 SLEEP = "import time; time.sleep(60)"
@@ -295,6 +295,19 @@ async def test_stop_all_leaves_nothing(home: Home) -> None:
     assert await home.table.children() == []
 
 
+@pytest.mark.invariant(10)
+@pytest.mark.parametrize("after_s", [0.0, 0.002, 0.005, 0.01, 0.02, 0.04])
+async def test_a_start_that_is_cancelled_leaves_no_child_without_a_row(home: Home, after_s: float) -> None:
+    starting = asyncio.create_task(home.spawn(SLEEP))
+    await asyncio.sleep(after_s)
+
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+
+    rows = {row.pid for row in await home.table.children()}
+    await home.until(lambda: set(marked(home)) <= rows, "only what has a row runs")
+
+
 async def test_a_log_that_grew_too_long_is_put_aside(home: Home) -> None:
     home.log.write_bytes(b"x" * (MAX_LOG_BYTES + 1))
 
@@ -302,7 +315,49 @@ async def test_a_log_that_grew_too_long_is_put_aside(home: Home) -> None:
     await home.exited()
 
     assert home.log.read_text() == "new\n"
-    assert home.log.with_name("child.log.1").stat().st_size == MAX_LOG_BYTES + 1
+    assert home.log.with_name("child.log.1").stat().st_size == MAX_LOG_BYTES
+
+
+async def test_the_log_of_a_child_that_runs_on_is_bounded(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MAX_LOG_BYTES", 1000)
+    go = home.settings.home / "go"
+    await home.spawn(f"import pathlib, time; print('y' * 2000, flush=True)\nwhile not pathlib.Path({str(go)!r}).exists(): time.sleep(0.01)\nprint('more', flush=True)")  # fmt: skip
+    await home.until(lambda: home.log.stat().st_size > 1000, "it wrote a lot")
+
+    bound_log(home.log)
+    assert home.log.stat().st_size == 0
+    assert home.log.with_name("child.log.1").read_text() == "y" * 999 + "\n"
+    go.touch()
+    await home.exited()
+
+    bound_log(home.log)
+    assert home.log.read_text() == "more\n", "what it writes next begins the file anew"
+
+
+def test_a_log_that_is_gone_short_or_a_link_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MAX_LOG_BYTES", 10)
+    short, target, link = tmp_path / "short.log", tmp_path / "target", tmp_path / "link.log"
+    short.write_text("short")
+    target.write_text("somebody else's, and long")
+    link.symlink_to(target)
+
+    for path in (short, link, tmp_path / "absent.log"):
+        bound_log(path)
+
+    assert short.read_text() == "short"
+    assert target.read_text() == "somebody else's, and long"
+
+
+def test_a_log_is_cut_even_when_no_copy_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MAX_LOG_BYTES", 10)
+    path = tmp_path / "child.log"
+    path.write_text("much more than that")
+    (tmp_path / ".child.log.tmp").mkdir()  # in the way of the copy, as a full disk is
+
+    bound_log(path)
+
+    assert path.stat().st_size == 0
+    assert not path.with_name("child.log.1").exists()
 
 
 def marked(home: Home) -> list[int]:

@@ -44,6 +44,12 @@ def publish(folder: Path, base: BaseFamily, build: Build) -> Published:
     return Published(target, bundle_digest(config, weights))
 
 
+def digest_of(folder: Path) -> str:
+    """What these files would have been published as."""
+    weights = sha256((folder / "adapter_model.safetensors").read_bytes()).hexdigest()
+    return bundle_digest((folder / "adapter_config.json").read_bytes(), weights)
+
+
 def good(folder: Path, base: BaseFamily) -> object:
     return make_adapter(folder, base)
 
@@ -75,7 +81,7 @@ def test_a_config_that_publishing_would_not_write_is_refused(artifact: Published
     path.write_bytes(canonical_bytes({**json.loads(path.read_text()), **change}))
 
     with pytest.raises(VerifyRefused, match="canonical form") as refused:
-        check_files(artifact.path, artifact.digest)
+        check_files(artifact.path, digest_of(artifact.path))
 
     assert refused.value.code == "bad_config"
 
@@ -85,9 +91,19 @@ def test_a_config_that_is_none_is_refused(artifact: Published, content: bytes) -
     (artifact.path / "adapter_config.json").write_bytes(content)
 
     with pytest.raises(VerifyRefused) as refused:
-        check_files(artifact.path, artifact.digest)
+        check_files(artifact.path, digest_of(artifact.path))
 
     assert refused.value.code == "bad_config"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b'{"r": 8}'])
+def test_a_config_that_was_damaged_is_no_fault_of_the_version(artifact: Published, content: bytes) -> None:
+    (artifact.path / "adapter_config.json").write_bytes(content)
+
+    with pytest.raises(VerifyRefused) as refused:
+        check_files(artifact.path, artifact.digest)
+
+    assert refused.value.code == "digest_mismatch"
 
 
 def test_weights_that_changed_on_disk_are_refused(artifact: Published) -> None:

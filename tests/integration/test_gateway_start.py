@@ -125,10 +125,41 @@ async def test_the_first_key_is_made_once_even_if_two_start_at_once(tmp_path: Pa
         await connection.execute(tables.api_keys.delete())
     keys = Keys(stack.database, b"p" * 32)
 
-    made = await asyncio.gather(*(keys.create_first() for _ in range(4)))
+    shown: list[str] = []
 
-    assert sum(raw is not None for raw in made) == 1
+    made = await asyncio.gather(*(keys.create_first(shown.append) for _ in range(4)))
+
+    assert (sum(made), len(shown)) == (1, 1)
     await stack.__aexit__(None, None, None)
+
+
+async def test_a_first_key_that_could_not_be_shown_was_never_made(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    await stack.prepare()
+    async with stack.database.write() as connection:
+        await connection.execute(tables.api_keys.delete())
+    keys, shown = Keys(stack.database, b"p" * 32), list[str]()
+
+    def nobody_reads(raw: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        await keys.create_first(nobody_reads)
+    assert await keys.list() == []
+
+    assert await keys.create_first(shown.append)
+    assert [key.name for key in await keys.list()] == ["first-admin"]
+    await stack.__aexit__(None, None, None)
+
+
+async def test_a_start_removes_what_a_killed_publish_left(tmp_path: Path) -> None:
+    stack = Stack(tmp_path)
+    left = stack.settings.artifacts_dir / ".staging" / "left"
+    left.mkdir(parents=True)
+    (left / "adapter_model.safetensors").write_bytes(b"half")
+
+    async with stack:
+        assert not left.exists()
 
 
 def test_an_address_that_is_taken_is_told(tmp_path: Path) -> None:

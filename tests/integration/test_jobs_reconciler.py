@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
 from collections.abc import AsyncIterator
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from gateway import tables
 from gateway.errors import Conflict
-from gateway.jobs.launch import environment
+from gateway.jobs import reconciler as reconciler_module
+from gateway.jobs.launch import MAX_ATTEMPT_S, environment
 from gateway.jobs.models import Job, JobKind, JobResult, JobState
 from gateway.jobs.suites import suite_digest
 from gateway.processes import look_at
+from gateway.registry.artifacts import Artifacts
 from gateway.registry.models import VersionState
 from tests.corpus import make_bundle
 from tests.jobs_world import FINISH, PRINCIPAL, World, a_world, chat_rows, run_to_end, tick_until
@@ -436,16 +440,91 @@ async def test_a_verification_that_keeps_crashing_is_given_up_until_a_restart(wo
     await tick_until(again, verified)
 
 
-async def test_files_that_changed_on_disk_are_quarantined_not_verified(world: World) -> None:
+@pytest.fixture
+def _look_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reconciler_module, "FILES_LOOK_S", 0.01)
+
+
+@pytest.mark.usefixtures("_look_often")
+async def test_files_that_changed_on_disk_wait_with_their_verification_until_they_are_published_again(
+    world: World,
+) -> None:
+    world.order(JobKind.VERIFY, FINISH)
     version = await world.published(state=VersionState.RECEIVED)
     weights = world.registry.directory(version) / "adapter_model.safetensors"
     weights.chmod(0o600)
     weights.write_bytes(weights.read_bytes()[:-1] + b"\xff")
+    reconciler = world.reconciler()
 
-    await world.reconciler().tick()
+    await reconciler.tick()
+    await reconciler.tick()
 
     found = await world.registry.version(version.name)
-    assert (found.state, found.state_code) == (VersionState.QUARANTINED, "digest_mismatch")
+    assert (found.state, found.state_code) == (VersionState.RECEIVED, "digest_mismatch")
+    assert "publish the same bundle again" in str(found.state_reason)
+    assert [(job.state, job.attempt) for job in await world.store.list()] == [(JobState.QUEUED, 0)]
+
+    again, _ = await world.registry.publish(
+        "support", world.orders / "bundle-7", actor="key:tester", project_id=version.project_id
+    )
+    assert again.id == version.id
+
+    async def verified() -> bool:
+        return (await world.registry.version(version.name)).state is VersionState.VERIFIED
+
+    await tick_until(reconciler, verified)
+    assert (await world.registry.version(version.name)).state_code is None
+
+
+@pytest.mark.usefixtures("_look_often")
+async def test_a_job_restores_what_it_published_and_the_disk_damaged(world: World) -> None:
+    job = await world.fine_tuning()
+    reconciler = world.reconciler()
+
+    async def published() -> bool:
+        return bool(await world.registry.versions())
+
+    await tick_until(reconciler, published)
+    (version,) = await world.registry.versions()
+    (world.registry.directory(version) / "adapter_model.safetensors").unlink()
+
+    ended = await run_to_end(world, reconciler, job)
+
+    assert ended.state is JobState.SUCCEEDED
+    world.registry.verify_files(version)
+
+
+@pytest.mark.usefixtures("_look_often")
+async def test_a_disk_that_does_not_answer_costs_a_version_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.order(JobKind.VERIFY, FINISH)
+    version = await world.published(state=VersionState.RECEIVED)
+    answers = iter([OSError(errno.EMFILE, "Too many open files"), OSError(errno.EIO, "Input/output error")])
+    real = Artifacts._digest_of
+
+    def failing(self: Artifacts, directory: Path) -> str | None:
+        if (error := next(answers, None)) is not None:
+            raise error
+        return real(self, directory)
+
+    monkeypatch.setattr(Artifacts, "_digest_of", failing)
+
+    async def verified() -> bool:
+        return (await world.registry.version(version.name)).state is VersionState.VERIFIED
+
+    await tick_until(world.reconciler(), verified)
+
+
+async def test_files_that_change_under_a_verification_are_no_verdict_on_the_version(world: World) -> None:
+    changed = {"do": "fail", "code": "digest_mismatch", "message": "the files changed"}
+    world.order(JobKind.VERIFY, changed, FINISH)
+    version = await world.published(state=VersionState.RECEIVED)
+
+    async def verified() -> bool:
+        return (await world.registry.version(version.name)).state is VersionState.VERIFIED
+
+    await tick_until(world.reconciler(), verified)
 
 
 # ---- evaluations ----
@@ -470,9 +549,13 @@ async def test_an_evaluation_stores_its_verdict_and_revokes_its_key(world: World
         1,
     )
     assert (verdict["job_id"], verdict["created_by"]) == (job.id, "key:tester")
-    [key] = await world.rows(tables.api_keys)
-    assert key["revoked_at"] is not None
-    assert sorted(key["scopes"]) == ["evaluate", "inference", "preview"]
+    assert await world.rows(tables.api_keys) == []
+    key_rows = [row for row in await world.rows(tables.audit) if row["action"].startswith("key.")]
+    assert [(row["action"], row["actor"], row["subject"]) for row in key_rows] == [
+        ("key.create", "controller", f"{job.id} attempt 1"),
+        ("key.revoke", "controller", f"{job.id} attempt 1"),
+    ]
+    assert key_rows[0]["after"]["scopes"] == ["evaluate", "inference", "preview"]
     assert (world.attempt_dir(job) / "report.md").exists()
 
 
@@ -499,6 +582,7 @@ async def test_the_evaluator_gets_the_suite_the_weights_and_a_key_of_its_own(wor
     [key] = await world.rows(tables.api_keys)
     assert world.keys.hash(raw) == key["hash"]
     assert key["revoked_at"] is None
+    assert key["expires_at"] - key["created_at"] >= timedelta(seconds=MAX_ATTEMPT_S)
     assert not [path for path in world.settings.home.rglob("*") if path.is_file() and raw.encode() in path.read_bytes()]
 
 
@@ -524,9 +608,23 @@ async def test_each_attempt_gets_its_own_key(world: World) -> None:
     await run_to_end(world, world.reconciler(), job)
 
     assert world.seen(job, 1)["env"]["TURNOUT_API_KEY"] != world.seen(job, 2)["env"]["TURNOUT_API_KEY"]
-    keys = await world.rows(tables.api_keys)
-    assert len(keys) == 2
-    assert all(key["revoked_at"] for key in keys)
+    made = [row["subject"] for row in await world.rows(tables.audit) if row["action"] == "key.create"]
+    assert made == [f"{job.id} attempt 1", f"{job.id} attempt 2"]
+    assert await world.rows(tables.api_keys) == []
+
+
+async def test_an_attempt_that_is_launched_again_gets_a_fresh_key(world: World) -> None:
+    await world.published()
+    job, _ = await world.service.create_evaluation("support@1", "emails", principal=PRINCIPAL)
+    name = f"{job.id} attempt 1"
+    left, _ = await world.keys.create(name, ["evaluate"], actor="controller")
+
+    ended = await run_to_end(world, world.reconciler(), job)
+
+    assert ended.state is JobState.SUCCEEDED
+    assert world.seen(job)["env"]["TURNOUT_API_KEY"]
+    assert left.name == name
+    assert await world.rows(tables.api_keys) == []
 
 
 async def test_a_suite_that_changed_after_the_request_is_not_run(world: World) -> None:

@@ -170,6 +170,46 @@ async def test_only_admins_move_traffic_and_make_keys(stack: Stack, key: str) ->
     assert {answer.json()["error"]["code"] for answer in answers} == {"insufficient_scope"}
 
 
+@pytest.mark.parametrize("key", ["inference", "preview", "train", "evaluator", "admin"])
+async def test_why_an_engine_failed_is_for_admins(stack: Stack, key: str) -> None:
+    reason = f"the engine's process ended with 1; its log {stack.settings.logs_dir}/engine.log ends: token hf_secret"
+    await stack.set_replica("replica-1", state="failed", reason=reason)
+
+    async with stack.client(key) as client:
+        answer = await client.get("/api/replicas")
+
+    (shown,) = answer.json()
+    assert (answer.status_code, shown["state"]) == (200, "failed")
+    if key == "admin":
+        assert shown["reason"] == reason
+    else:
+        assert shown["reason"] == "a key with scope 'admin' is told why"
+        assert str(stack.settings.home) not in answer.text
+        assert "hf_secret" not in answer.text
+
+
+async def test_an_engine_without_a_fault_has_no_reason(stack: Stack) -> None:
+    async with stack.client("inference") as client:
+        (shown,) = (await client.get("/api/replicas")).json()
+
+    assert shown["reason"] is None
+
+
+async def test_a_lost_database_is_told_without_its_path(stack: Stack) -> None:
+    file = stack.settings.home / "turnout.db"
+    file.rename(file.with_name("aside"))
+    async with stack.client("inference") as client:
+        missing = await client.get("/api/replicas")
+        file.write_bytes(b"")
+        replaced = await client.get("/api/replicas")
+    file.with_name("aside").replace(file)
+
+    for answer in (missing, replaced):
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_lost")
+        assert "turnout.db" in answer.text
+        assert str(stack.settings.home) not in answer.text
+
+
 async def test_completions_need_inference(stack: Stack) -> None:
     _, stack.keys["trainer"] = await Keys(stack.database, load_pepper(stack.settings)).create(
         "trainer", ["train"], actor="test"
@@ -232,6 +272,10 @@ async def test_only_a_hash_of_a_key_is_stored(stack: Stack) -> None:
         ("x", [], Invalid),
         ("x", ["root"], Invalid),
         ("admin", ["inference"], Conflict),
+        ("admin", ["inference", "evaluate"], Conflict),
+        ("anonymous", ["inference"], Invalid),
+        ("anonymous", ["evaluate"], Invalid),
+        ("first-admin", ["inference"], Invalid),
     ],
 )
 async def test_a_key_needs_a_name_of_its_own_and_known_scopes(
@@ -239,6 +283,30 @@ async def test_a_key_needs_a_name_of_its_own_and_known_scopes(
 ) -> None:
     with pytest.raises(error):
         await Keys(stack.database, load_pepper(stack.settings)).create(name, scopes, actor="test")
+
+
+@pytest.mark.parametrize("scopes", [["inference"], ["inference", "evaluate"]])
+async def test_a_name_is_never_used_twice_so_nobody_inherits_what_its_key_made(stack: Stack, scopes: list[str]) -> None:
+    async with stack.client("admin") as admin:
+        maker = (await admin.post("/api/keys", json={"name": "maker", "scopes": ["train"]})).json()
+        await stack.add_version(created_by="key:maker")
+        await admin.delete(f"/api/keys/{maker['id']}")
+
+        again = await admin.post("/api/keys", json={"name": "maker", "scopes": scopes})
+
+    assert (again.status_code, again.json()["error"]["code"], again.json()["error"]["param"]) == (
+        409,
+        "key_name_taken",
+        "name",
+    )
+    assert "choose a new name" in again.json()["error"]["message"]
+
+
+async def test_what_was_made_without_keys_belongs_to_no_key(tmp_path: Path) -> None:
+    async with Stack(tmp_path, auth="none") as stack, stack.client(None) as client:
+        answer = await client.post("/api/keys", json={"name": "anonymous", "scopes": ["inference"]})
+
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "key_name_reserved")
 
 
 async def test_a_key_of_another_project_is_not_found(stack: Stack) -> None:

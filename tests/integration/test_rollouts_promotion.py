@@ -14,21 +14,29 @@ from sqlalchemy import update
 
 from gateway import tables
 from gateway.errors import Conflict, GatewayError
-from gateway.registry.models import AdapterVersion, VersionState
+from gateway.registry.models import VersionState
 from gateway.rollouts import conditions, promotion
-from gateway.rollouts.promotion import Promotions
 from gateway.routing import store
 from gateway.routing.models import Route, Variant
 from tests.fakes.stack import BASE, Stack, chat_body, until
-
-FORCED = {"force": True, "reason": "test"}
+from tests.rollouts_world import (
+    FORCED,
+    add_suites,
+    answering,
+    audited,
+    code,
+    current_digest,
+    pointers,
+    promote,
+    promoted,
+    roll_back,
+)
 
 
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     async with Stack(tmp_path) as running:
-        _write_suite(running.settings.suites_dir, "target")
-        _write_suite(running.settings.suites_dir, "forgetting")
+        add_suites(running)
         yield running
 
 
@@ -38,53 +46,7 @@ async def admin(stack: Stack) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def _write_suite(folder: Path, name: str) -> None:
-    (folder / name).mkdir(parents=True)
-    (folder / name / "suite.yaml").write_text(f"name: {name}\n")
-
-
-async def promote(admin: httpx.AsyncClient, target: str | None, **fields: Any) -> httpx.Response:
-    return await admin.post("/api/routes/support/promote", json={"target": target, **fields})
-
-
-async def roll_back(admin: httpx.AsyncClient, **fields: Any) -> httpx.Response:
-    return await admin.post("/api/routes/support/rollback", json=fields)
-
-
-async def promoted(stack: Stack, admin: httpx.AsyncClient, *numbers: int) -> list[AdapterVersion]:
-    """Versions that were published, and promoted in this order."""
-    versions = [await stack.add_version("support", number) for number in sorted(set(numbers))]
-    for number in numbers:
-        assert (await promote(admin, f"support@{number}", **FORCED)).status_code == 200
-    return versions
-
-
-async def pointers(admin: httpx.AsyncClient) -> tuple[str, str]:
-    route = (await admin.get("/api/routes/support")).json()
-    assert route["variants"] == [{"target": route["stable"], "weight": 100}]
-    return route["stable"], route["previous"]
-
-
-async def answering(stack: Stack) -> str:
-    async with stack.client("inference") as client:
-        response = await client.post("/v1/chat/completions", json=chat_body(model="support"))
-        assert response.status_code == 200
-        return str(response.headers["x-turnout-version"])
-
-
-def code(response: httpx.Response) -> tuple[int, str]:
-    return response.status_code, response.json()["error"]["code"]
-
-
-async def audited(stack: Stack, action: str) -> list[Any]:
-    return [row for row in await stack.rows(tables.audit) if row.action == action]
-
-
 # ---- Gates
-
-
-async def current_digest(stack: Stack, suite: str) -> str:
-    return stack.gateway.services.suites.find(suite).digest
 
 
 @pytest.mark.invariant(6)
@@ -139,7 +101,7 @@ async def test_a_promotion_that_passed_no_gate_would_be_seen(
     async def unguarded(*arguments: object, **options: object) -> None:
         return None
 
-    monkeypatch.setattr(Promotions, "_check_gates", unguarded)
+    monkeypatch.setattr(promotion, "_check_gates", unguarded)
 
     with pytest.raises((AssertionError, KeyError)):
         await test_only_passed_is_passed(stack, admin, "failed")
@@ -175,7 +137,7 @@ async def test_a_version_gets_a_share_only_when_every_ready_engine_has_it(
 ) -> None:
     version = await stack.add_version("support", 1)
     await stack.add_replica("replica-2", stack.engine)
-    variants = {"variants": [{"target": "support@1", "weight": 1}, {"target": BASE, "weight": 1}]}
+    variants = {"variants": [{"target": "support@1", "weight": 1}, {"target": BASE, "weight": 1}], **FORCED}
 
     assert code(await promote(admin, "support@1", **FORCED)) == (409, "not_resident")
     assert code(await admin.put("/api/routes/support/variants", json=variants)) == (409, "not_resident")
@@ -380,17 +342,6 @@ async def test_a_rollback_to_a_chosen_version(stack: Stack, admin: httpx.AsyncCl
     )
 
 
-async def test_a_rollback_ends_a_split_in_the_same_step(stack: Stack, admin: httpx.AsyncClient) -> None:
-    await promoted(stack, admin, 1)
-    await stack.add_version("support", 2)
-    split = [{"target": "support@1", "weight": 50}, {"target": "support@2", "weight": 50}]
-    assert (await admin.put("/api/routes/support/variants", json={"variants": split})).status_code == 200
-
-    await roll_back(admin)
-
-    assert await pointers(admin) == (BASE, BASE)
-
-
 @pytest.mark.invariant(2)
 @pytest.mark.invariant(7)
 async def test_no_request_fails_or_is_mislabelled_while_traffic_moves(stack: Stack, admin: httpx.AsyncClient) -> None:
@@ -434,34 +385,6 @@ async def test_two_gateways_agree_within_a_poll(stack: Stack, admin: httpx.Async
         await until(lambda: other.gateway.table.current.routes["support"].stable == "support@1")
 
     assert time.monotonic() - started < 1
-
-
-# ---- Splits
-
-
-async def test_a_split_is_checked_and_audited(stack: Stack, admin: httpx.AsyncClient) -> None:
-    await stack.add_version("support", 1)
-    path = "/api/routes/support/variants"
-    for variants, expected in [
-        ([], (400, "no_weight")),
-        ([{"target": BASE, "weight": 0}], (400, "no_weight")),
-        ([{"target": BASE, "weight": 1}] * 2, (400, "duplicate_variant")),
-        ([{"target": "support@9", "weight": 1}], (400, "not_a_version")),
-        ([{"target": "other@1", "weight": 1}], (400, "not_a_version")),
-        ([{"target": "gpt-4", "weight": 1}], (400, "unknown_target")),
-        ([{"target": BASE, "weight": -1}], (400, "invalid_request")),
-        ([{"target": BASE, "weight": 1.5}], (400, "invalid_request")),
-    ]:
-        assert code(await admin.put(path, json={"variants": variants})) == expected
-
-    split = [{"target": "support@1", "weight": 50}, {"target": BASE, "weight": 50}]
-    stale = await admin.put(path, json={"variants": split, "expected_revision": 99})
-    done = await admin.put(path, json={"variants": split, "expected_revision": 1, "reason": "try it"})
-
-    assert code(stale) == (409, "route_moved")
-    assert (done.status_code, done.json()["revision"]) == (200, 2)
-    [entry] = await audited(stack, "route.set_variants")
-    assert (entry.reason, entry.after["variants"]) == ("try it", split)
 
 
 async def test_the_candidate_is_promoted_when_none_is_named(stack: Stack, admin: httpx.AsyncClient) -> None:

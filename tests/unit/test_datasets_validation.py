@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.datasets import validation
+from gateway.datasets import chat
 from gateway.datasets.models import DataReport
 from gateway.datasets.validation import check_files, read_rows, validate_file
 
@@ -116,7 +116,7 @@ def test_counts_all_findings_and_shows_a_bounded_number(tmp_path: Path) -> None:
 
     assert report.error_count == 501
     assert report.counts == {"empty_messages": 1, "not_json": 500}
-    assert len(report.errors) == validation.MAX_SHOWN_PER_CODE + 1
+    assert len(report.errors) == chat.MAX_SHOWN_PER_CODE + 1
     assert report.errors[-1].line == 501
     assert "and 498 more" in report.summary()
 
@@ -175,7 +175,7 @@ def test_special_tokens_of_a_tokenizer_are_refused_too(tmp_path: Path) -> None:
 
 
 def test_a_line_over_the_cap_is_read_past(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(validation, "MAX_LINE_BYTES", 1_000)
+    monkeypatch.setattr(chat, "MAX_LINE_BYTES", 1_000)
     path = written(tmp_path / "data.jsonl", a_row(1), messages(("user", "x" * 5_000), ANSWER), a_row(2))
 
     report = validate_file(path)

@@ -1,14 +1,27 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from deploy.demo.commands import running_in
 from deploy.demo.data import make_demo_data
-from deploy.demo.report import TARGETS, as_table, make_rows, missed, write_report
+from deploy.demo.report import TARGETS, Value, as_table, make_rows, missed, write_report
 from deploy.demo.suite import NAME, write_suite
-from deploy.demo.traffic import Answer, Email, KnownAnswers, by_version, read_emails, unsticky_users, watch_switch
+from deploy.demo.traffic import (
+    Answer,
+    Email,
+    KnownAnswers,
+    by_version,
+    read_emails,
+    share_of,
+    unsticky_users,
+    watch_switch,
+)
 from evals.config import load_suite, suite_file
 
 RIGHT = {"intent": "track", "order_id": "AB-12345", "product": "oak lamp", "urgency": "low"}
@@ -41,6 +54,49 @@ def test_a_user_who_met_two_versions_is_counted() -> None:
 
 def test_a_failed_request_makes_no_user_unsticky() -> None:
     assert unsticky_users([an_answer(NEW), an_answer("", error="boom")]) == 0
+
+
+def test_the_share_of_a_version_is_of_what_was_answered() -> None:
+    seen = [an_answer(NEW), an_answer(OLD), an_answer(OLD), an_answer(OLD), an_answer("", error="boom")]
+
+    assert share_of(NEW, seen) == 0.25
+    assert share_of(NEW, [an_answer("", error="boom")]) is None
+
+
+@pytest.mark.parametrize(("share", "holds"), [(0.0, False), (0.2, True), (0.5, True), (0.81, False), (None, False)])
+def test_stickiness_counts_only_when_both_arms_answered(share: float | None, holds: bool) -> None:
+    (row,) = [row for row in make_rows({"share_v1": share}, {}) if row.metric == "share_v1"]
+
+    assert (row.holds, row.target) == (holds, "within 0.2 to 0.8")
+
+
+def a_process(*argv: str, **environment: str) -> subprocess.Popen[bytes]:
+    program = "print('up', flush=True); import time; time.sleep(60)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", program, *argv], stdout=subprocess.PIPE, env=os.environ | environment
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def test_only_the_server_and_its_children_are_found_in_a_home(tmp_path: Path) -> None:
+    home = str(tmp_path)
+    started = {
+        "server": a_process("serve", "--home", home),
+        "job": a_process(f"{home}/jobs/j/1", TURNOUT_CHILD="x:j.1:1"),
+        "reader": a_process("-f", f"{home}/logs/engine-0.log"),
+        "other server": a_process("serve", "--home", f"{home}-2"),
+        "other child": a_process("/elsewhere/jobs/j/1", TURNOUT_CHILD="y:j.1:1"),
+    }
+    try:
+        found = {process.pid for process in running_in(tmp_path)}
+    finally:
+        for process in started.values():
+            process.kill()
+            process.communicate()
+
+    assert {name for name, process in started.items() if process.pid in found} == {"server", "job"}
 
 
 def known_answers() -> KnownAnswers:
@@ -101,7 +157,10 @@ def test_a_figure_that_was_not_measured_does_not_hold() -> None:
 
 
 def test_holds_when_every_target_is_met_and_names_what_is_missed(tmp_path: Path) -> None:
-    good = {name: 0 if target is None else target for name, (_, _, target) in TARGETS.items()}
+    good: dict[str, Value] = {
+        name: 0 if target is None else target[0] if isinstance(target, tuple) else target
+        for name, (_, _, target) in TARGETS.items()
+    }
 
     assert missed(make_rows(good, {"train_v1": 1.5})) == []
     assert missed(make_rows(good | {"rollback_ms": 1000.5}, {})) == ["rollback_ms = 1000.5 (target <= 1000)"]

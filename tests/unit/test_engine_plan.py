@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -46,9 +47,10 @@ def a_look(
     ever: Collection[str] = (),
     capacity: int = 31,
     leaving: Collection[str] = (),
+    unreadable: Collection[str] = (),
 ) -> Observed:
     held = {one.engine_name: one.directory for one in loaded} | dict(paths or {})
-    return Observed(held, rows(states or {}), {*held, *ever}, capacity, leaving)
+    return Observed(held, rows(states or {}), {*held, *ever}, capacity, leaving, unreadable)
 
 
 def test_loads_what_is_wanted_in_order_of_need() -> None:
@@ -109,6 +111,33 @@ def test_a_load_that_was_refused_is_not_tried_again(state: ResidencyState) -> No
     one = a_wanted()
 
     assert plan([one], a_look(states={one.engine_name: state})) == []
+
+
+def damaged(one: Wanted) -> dict[str, Resident]:
+    return {one.engine_name: Resident(engine_name=one.engine_name, state=REFUSED, code="digest_mismatch")}
+
+
+def test_a_version_whose_files_were_damaged_is_looked_at_again() -> None:
+    one = a_wanted()
+    seen = replace(a_look(), rows=damaged(one))
+
+    assert plan([one], replace(seen, unreadable=[one.engine_name])) == []
+    assert plan([one], seen) == [Load(one)]
+
+
+def test_a_version_that_waits_for_its_files_holds_up_no_other_and_keeps_its_place() -> None:
+    waiting, second, third = a_wanted(1), a_wanted(2), a_wanted(3)
+    seen = a_look(capacity=2, unreadable=[waiting.engine_name])
+
+    assert plan([waiting, second, third], seen) == [Refuse(third), Load(second)]
+    assert plan([waiting], a_look([waiting], unreadable=[waiting.engine_name])) == []
+
+
+@pytest.mark.invariant(7)
+def test_damaged_files_change_nothing_for_what_is_loaded() -> None:
+    one = a_wanted()
+
+    assert plan([one], a_look([one], {one.engine_name: READY}, unreadable=[one.engine_name])) == []
 
 
 @pytest.mark.invariant(5)

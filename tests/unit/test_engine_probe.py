@@ -9,7 +9,7 @@ import pytest
 
 from gateway.engine.probe import MAX_MEDIAN_DIFFERENCE_NATS, judge_probe, read_reference
 from gateway.engine.self_test import judge_self_test, write_adapter
-from gateway.errors import Refused
+from gateway.errors import Refused, Unavailable
 
 BASE = [-1.0, -2.0, -3.0]
 ADAPTED = [-1.4, -1.5, -3.3]
@@ -81,6 +81,11 @@ def test_refuses_what_is_no_reference(tmp_path: Path, content: str | None) -> No
         read_reference(tmp_path / "r.json")
 
     assert refused.value.code == "no_reference"
+
+
+def test_a_reference_that_cannot_be_read_now_is_not_called_absent(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):  # a directory: EISDIR, standing for a disk that fails
+        read_reference(tmp_path)
 
 
 @pytest.mark.invariant(3)

@@ -104,6 +104,8 @@ def test_links_are_refused(suites: Suites, tmp_path: Path) -> None:
         suites.register(folder)
 
     assert refused.value.code == "suite_has_link"
+    assert "data/passwd of suite 'emails'" in refused.value.message
+    assert str(tmp_path) not in refused.value.message
     assert not list((tmp_path / "home" / "suites").iterdir())
 
 

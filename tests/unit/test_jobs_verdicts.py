@@ -76,6 +76,14 @@ def test_without_an_engine_verified_is_enough() -> None:
     assert judge_residence(a_version(), {}, engine_enabled=False).state == "ready"
 
 
+def test_a_version_that_waits_for_its_files_is_waited_for_by_nobody() -> None:
+    waiting = a_version(state=VersionState.RECEIVED, state_code="digest_mismatch", state_reason="files are damaged")
+
+    found = judge_residence(waiting, {}, engine_enabled=True)
+
+    assert (found.state, found.code, found.reason) == ("impossible", "digest_mismatch", "files are damaged")
+
+
 def test_a_verification_that_was_given_up_is_told() -> None:
     found = judge_residence(a_version(state=VersionState.RECEIVED), {}, engine_enabled=True, given_up="no memory")
 

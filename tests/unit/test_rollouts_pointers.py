@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -21,6 +22,7 @@ class History:
 
     def __init__(self, versions: int = 4) -> None:
         self.pointers = START
+        self.arms: tuple[str, ...] = ()
         self.past = [
             Past(name=f"s@{number}", version=number, was_stable=False, is_rolled_back=False)
             for number in range(1, versions + 1)
@@ -30,19 +32,23 @@ class History:
         return self._take(module.promote(self.pointers, target, self.past, force=force))
 
     def roll_back(self, to: str | None = None, *, force: bool = False) -> History:
-        return self._take(module.roll_back(self.pointers, self.past, to=to, force=force))
+        return self._take(module.roll_back(self.pointers, self.past, to=to, force=force, arms=self.arms))
+
+    def split(self, *arms: str) -> History:
+        self.arms = arms
+        return self
 
     def quarantine(self, name: str) -> History:
         self.past = [replace(past, is_servable=False) if past.name == name else past for past in self.past]
         return self
 
     def _take(self, move: Move) -> History:
-        self.pointers = move.pointers
+        self.pointers, self.arms = move.pointers, (move.pointers.stable,)
         self.past = [
             replace(
                 past,
                 was_stable=past.was_stable or past.name == move.pointers.stable,
-                is_rolled_back=past.name == move.marks or (past.is_rolled_back and past.name != move.unmarks),
+                is_rolled_back=past.name in move.marks or (past.is_rolled_back and past.name != move.unmarks),
             )
             for past in self.past
         ]
@@ -101,6 +107,76 @@ def test_rollback_goes_to_previous_and_marks_what_it_leaves() -> None:
 
     assert history.shape == ("s@1", BASE)
     assert history.marked == {"s@2"}
+
+
+@pytest.mark.invariant(7)
+def test_a_rollback_withdraws_what_a_split_tries_and_leaves_stable_alone() -> None:
+    history = History().promote("s@1").promote("s@2").split("s@2", "s@3").roll_back()
+
+    assert history.shape == ("s@2", "s@1")
+    assert history.marked == {"s@3"}
+    assert history.roll_back().shape == ("s@1", BASE)
+
+
+@pytest.mark.invariant(7)
+def test_a_rollback_of_a_split_over_base_ends_it() -> None:
+    history = History().split(BASE, "s@1").roll_back()
+
+    assert history.shape == (BASE, BASE)
+    assert history.marked == {"s@1"}
+
+
+@pytest.mark.invariant(7)
+@pytest.mark.parametrize("controls", [(BASE,), ("s@1",), (BASE, "s@1")])
+def test_controls_in_a_split_are_not_what_a_rollback_takes_back(controls: tuple[str, ...]) -> None:
+    history = History().promote("s@1").promote("s@2").split("s@2", *controls).roll_back()
+
+    assert history.shape == ("s@1", BASE)
+    assert history.marked == {"s@2"}
+
+
+def test_an_older_version_that_was_never_stable_is_tried_like_a_new_one() -> None:
+    history = History().promote("s@2").split("s@1", "s@2").roll_back()
+
+    assert history.shape == ("s@2", BASE)
+    assert history.marked == {"s@1"}
+
+
+def test_a_named_target_leaves_stable_and_what_is_tried() -> None:
+    history = History().promote("s@1").promote("s@2").split("s@2", "s@3").roll_back(to=BASE)
+
+    assert history.shape == (BASE, BASE)
+    assert history.marked == {"s@2", "s@3"}
+
+
+@pytest.mark.invariant(7)
+def test_a_way_back_that_is_withdrawn_is_none() -> None:
+    history = History().promote("s@1").promote("s@2").promote("s@1", force=True).split("s@1", "s@2").roll_back()
+
+    assert history.shape == ("s@1", BASE)
+    assert history.marked == {"s@2"}
+
+
+def test_naming_stable_withdraws_what_is_tried() -> None:
+    history = History().promote("s@1").split("s@1", "s@2").roll_back(to="s@1")
+
+    assert history.shape == ("s@1", BASE)
+    assert history.marked == {"s@2"}
+
+
+def test_a_split_over_a_stable_that_cannot_be_served_falls_back_further() -> None:
+    history = History().promote("s@1").promote("s@2").split("s@2", "s@3").quarantine("s@2").roll_back()
+
+    assert history.shape == ("s@1", BASE)
+    assert history.marked == {"s@2", "s@3"}
+
+
+def test_a_withdrawn_candidate_is_a_candidate_no_more() -> None:
+    versions = History().past
+
+    move = roll_back(replace(START, candidate="s@2"), versions, to=None, force=False, arms=(BASE, "s@2"))
+
+    assert move == Move(START, marks=("s@2",), withdrawn=("s@2",))
 
 
 @pytest.mark.invariant(7)
@@ -189,7 +265,17 @@ def test_a_rollback_takes_the_version_it_leaves_off_the_candidates() -> None:
 
 
 _targets = st.sampled_from([None, BASE, "s@1", "s@2", "s@3", "s@4", "s@9"])
-_moves = st.lists(st.tuples(st.sampled_from(["promote", "roll_back"]), _targets, st.booleans()), max_size=25)
+_moves = st.lists(st.tuples(st.sampled_from(["promote", "roll_back", "try"]), _targets, st.booleans()), max_size=25)
+
+
+def moved(history: History, what: str, target: str | None, *, force: bool) -> None:
+    """One random move; "try" puts an unmarked version beside stable, as a split would."""
+    if what == "promote":
+        history.promote(target, force=force)
+    elif what == "roll_back":
+        history.roll_back(target, force=force)
+    elif target in {past.name for past in history.past} - history.marked:
+        history.split(history.pointers.stable, str(target))
 
 
 @pytest.mark.invariant(7)
@@ -197,11 +283,22 @@ _moves = st.lists(st.tuples(st.sampled_from(["promote", "roll_back"]), _targets,
 def test_whatever_the_history_the_way_back_is_sound(moves: list[tuple[str, str | None, bool]]) -> None:
     history = History()
     for what, target, force in moves:
-        before, marked = history.pointers, history.marked
+        before, marked, arms = history.pointers, history.marked, history.arms
+        tried = set(module.challengers(before, arms, history.past))
         try:
-            history.promote(target, force=force) if what == "promote" else history.roll_back(target, force=force)
+            moved(history, what, target, force=force)
         except GatewayError:
             assert history.pointers == before
+            continue
+        if what == "try":
+            continue
+        assert history.arms == (history.pointers.stable,)
+        if what == "roll_back":
+            assert tried - {target} <= history.marked
+        if what == "roll_back" and tried and target in (None, before.stable):
+            assert history.pointers == replace(before, previous=history.pointers.previous)
+            assert before.previous in (history.pointers.previous, *tried)
+            assert not {before.stable, history.pointers.previous} & history.marked
             continue
 
         names = {past.name: past for past in history.past}
@@ -227,7 +324,7 @@ def test_rolling_back_always_ends_at_base(moves: list[tuple[str, str | None, boo
     history = History()
     for what, target, force in moves:
         try:
-            history.promote(target, force=force) if what == "promote" else history.roll_back(target, force=force)
+            moved(history, what, target, force=force)
         except GatewayError:
             continue
 
@@ -236,13 +333,21 @@ def test_rolling_back_always_ends_at_base(moves: list[tuple[str, str | None, boo
         history.roll_back()
         steps += 1
 
-    assert steps <= len(history.past)
+    assert steps <= len(history.past) + 1
+
+
+@pytest.mark.mutant(7)
+def test_a_rollback_that_moved_stable_during_a_split_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "challengers", lambda *_: ())
+
+    with pytest.raises(AssertionError):
+        test_a_rollback_withdraws_what_a_split_tries_and_leaves_stable_alone()
 
 
 @pytest.mark.mutant(7)
 def test_a_rollback_that_forgot_its_marks_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forgetful(pointers: Pointers, versions: list[Past], *, to: str | None, force: bool) -> Move:
-        return replace(roll_back(pointers, versions, to=to, force=force), marks=None)
+    def forgetful(pointers: Pointers, versions: list[Past], **how: Any) -> Move:
+        return replace(roll_back(pointers, versions, **how), marks=())
 
     monkeypatch.setattr(module, "roll_back", forgetful)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import subprocess
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -87,6 +89,17 @@ def test_a_file_that_is_too_large_is_refused_unread(
 
     assert not routing.load_saved()
     assert routing.refused_files == 1
+
+
+def test_what_a_killed_gateway_left_half_written_is_removed(tmp_path: Path) -> None:
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    for pid in (ended.pid, os.getppid()):
+        (tmp_path / f"snapshot.json.{pid}.tmp").write_text("{")
+
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"snapshot.json", f"snapshot.json.{os.getppid()}.tmp"}
 
 
 async def test_a_table_that_is_too_large_leaves_the_last_good_file(
