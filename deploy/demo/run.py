@@ -304,18 +304,34 @@ def finish(demo: Demo, *, port: int, keep: bool) -> int:
     rows = make_rows(demo.values, demo.commands.seconds)
     write_report(WORK / "report.json", rows)
     demo.console.print(as_table(rows))
-    explore = [f"export TURNOUT_URL=http://127.0.0.1:{port} TURNOUT_HOME={WORK / 'home'}"]
-    if not keep:
-        explore.append(f"turnout serve --port {port} --auth none &")
-    explore += ["turnout status", f"turnout adapters show {V2}", f"turnout eval show --target {V2}", "turnout audit"]
     demo.console.print("\nLook around:" if keep else "\nStart it again and look around:")
-    for line in explore:
+    for line in where_to_go(port, keep=keep):
         demo.console.print(f"  $ {line}", style="cyan", markup=False)
     demo.console.print(f"\nThe figures are in {WORK / 'report.json'}; the demo is explained in docs/tutorial/demo.md.")
     broken = missed(rows)
     for line in broken:
         demo.console.print(f"missed: {line}", style="red", markup=False)
     return 1 if broken else 0
+
+
+def where_to_go(port: int, *, keep: bool) -> list[str]:
+    """What to type next, in a shell that has seen nothing of the demo."""
+    lines = [] if shutil.which("turnout") else [f"source {relative(Path(sys.prefix))}/bin/activate"]
+    lines.append(f"export TURNOUT_URL=http://127.0.0.1:{port} TURNOUT_HOME={WORK / 'home'}")
+    if not keep:
+        lines.append(f"turnout serve --port {port} --auth none &")
+    return [
+        *lines,
+        "turnout status",
+        f"turnout adapters show {V2}",
+        f"turnout eval show --target {V2}",
+        "turnout audit",
+    ]
+
+
+def relative(path: Path) -> Path:
+    """As short as it can be typed here."""
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
 def environment(port: int) -> dict[str, str]:
