@@ -16,6 +16,7 @@ from tests.rollouts_world import (
     audited,
     code,
     current_digest,
+    promote,
     promoted,
     roll_back,
     split,
@@ -91,6 +92,22 @@ async def test_a_share_is_taken_away_without_any_condition(stack: Stack, admin: 
 
     assert less.status_code == 200
     assert code(more) == (409, "not_resident")
+
+
+async def test_a_suite_that_is_gone_stops_neither_force_nor_a_step_back(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await stack.add_version("support", 1)
+    await admin.put("/api/routes/support/gates", json={"suites": ["target"]})
+    (stack.settings.suites_dir / "target" / "suite.yaml").unlink()
+    (stack.settings.suites_dir / "target").rmdir()
+
+    even = [{"target": "support@1", "weight": 50}, {"target": BASE, "weight": 50}]
+    refused = await split(admin, even)
+    forced = await split(admin, even, **FORCED)
+    less = await split(admin, [{"target": "support@1", "weight": 5}, {"target": BASE, "weight": 95}])
+    promotion_forced = await promote(admin, "support@1", **FORCED)
+
+    assert refused.status_code == 404
+    assert [answer.status_code for answer in (forced, less, promotion_forced)] == [200, 200, 200]
 
 
 async def test_what_was_stable_once_may_be_a_control_without_gates(stack: Stack, admin: httpx.AsyncClient) -> None:
