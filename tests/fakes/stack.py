@@ -71,7 +71,7 @@ class Stack:
     async def prepare(self) -> None:
         """A migrated database with a ready replica and a key of each kind; the engine is up."""
         self.settings.prepare_directories()
-        await _migrated(self.settings)
+        await migrated(self.settings)
         await self.engine.start()
         await self.add_replica("replica-1", self.engine)
         keys = Keys(self.database, load_pepper(self.settings))
@@ -224,7 +224,7 @@ class Stack:
 _schema: list[bytes] = []
 
 
-async def _migrated(settings: Settings) -> None:
+async def migrated(settings: Settings) -> None:
     """A database of the present schema; migrated once, copied afterwards."""
     file = settings.home / "turnout.db"
     if _schema:

@@ -10,11 +10,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from gateway.database import DEFAULT_PROJECT, Database, sqlite_file
+from gateway.database import DEFAULT_PROJECT, Database
 from gateway.engine.replicas import ReplicaKeeper
 from gateway.errors import GatewayError
 from gateway.keys import ANONYMOUS
-from gateway.migrations.run import migrate
 from gateway.registry.models import VersionState
 from gateway.registry.service import Registry
 from gateway.rollouts.promotion import Promotions
@@ -23,6 +22,7 @@ from gateway.settings import BaseModelSettings, EngineSettings, Settings
 from tests.corpus import WEIGHTS, make_adapter, make_base
 from tests.fakes.answers import fake_reference
 from tests.fakes.engine import Loaded
+from tests.fakes.stack import migrated
 
 from . import residency_model
 from .residency_model import FAULTS, LOOK_S, PROMPTS, Known, Watched
@@ -251,9 +251,6 @@ class Simulation(Watched):
         return self.random.choice(served) if served else None
 
 
-_schema: list[bytes] = []
-
-
 @asynccontextmanager
 async def a_simulation(directory: Path, seed: int) -> AsyncIterator[Simulation]:
     """A home with a keeper that runs. Every third seed has an engine with little room."""
@@ -265,13 +262,7 @@ async def a_simulation(directory: Path, seed: int) -> AsyncIterator[Simulation]:
         engine=EngineSettings(self_test=False, health_interval_s=0.02, hang_timeout_s=8, max_cpu_loras=room),
     )
     settings.prepare_directories()
-    file = sqlite_file(settings.database)
-    assert file is not None
-    if _schema:
-        file.write_bytes(_schema[0])
-    else:
-        await migrate(settings)
-        _schema.append(file.read_bytes())
+    await migrated(settings)
     database = Database(settings.database)
     registry = Registry(database, settings, base, on_publish=(create_route_for,))
     simulation = Simulation(seed, settings, database, registry, directory / "sources")

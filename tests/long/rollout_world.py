@@ -17,16 +17,16 @@ from typing import Any
 from sqlalchemy import delete, insert, update
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now, sqlite_file
+from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
 from gateway.errors import GatewayError
 from gateway.jobs.suites import Suites
 from gateway.keys import Principal
-from gateway.migrations.run import migrate
 from gateway.rollouts.promotion import Moved, Promotions
 from gateway.routing.models import Variant
 from gateway.routing.store import create_route_for
 from gateway.settings import Settings
 from tests.factories import a_version
+from tests.fakes.stack import migrated
 
 from .rollout_checks import ACTORS, Checked, Disagreement
 from .rollout_model import (
@@ -342,21 +342,12 @@ async def perform(mover: Promotions, move: Move, actor: str) -> tuple[str | None
     return None, None
 
 
-_schema: list[bytes] = []
-
-
 @asynccontextmanager
 async def a_simulation(home: Path, seed: int) -> AsyncIterator[Simulation]:
     """A state that nobody used before; its schema is migrated once and copied afterwards."""
     settings = Settings(home=home)
     settings.prepare_directories()
-    file = sqlite_file(settings.database)
-    assert file is not None
-    if _schema:
-        file.write_bytes(_schema[0])
-    else:
-        await migrate(settings)
-        _schema.append(file.read_bytes())
+    await migrated(settings)
     databases = [Database(settings.database) for _ in ACTORS]
     suites = Suites(settings, shipped=home / "shipped")
     simulation = Simulation(
