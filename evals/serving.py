@@ -63,13 +63,13 @@ class Serving:
         self.endpoint = endpoint
 
     def next_tokens(self, target: Target, questions: Sequence[tuple[Sequence[int], Sequence[int]]],
-                    done: Callable[[int], None] = lambda _: None) -> list[NextToken]:  # fmt: skip
+                    done: Callable[[int], None] = lambda _: None, *, concurrency: int | None = None) -> list[NextToken]:  # fmt: skip
         """For each (prompt's token ids, candidates' ids): the candidates' log-probabilities as the next token."""
 
         async def ask(client: httpx.AsyncClient, question: tuple[Sequence[int], Sequence[int]]) -> NextToken:
             return await self._next_token(client, target, *question)
 
-        return asyncio.run(self._all(ask, questions, done))
+        return asyncio.run(self._all(ask, questions, done, concurrency or self.endpoint.concurrency))
 
     def chats(self, target: Target, prompts: Sequence[Sequence[Message]], *, max_tokens: int, stop: Sequence[str] = (),
               done: Callable[[int], None] = lambda _: None) -> list[Generated]:  # fmt: skip
@@ -78,11 +78,11 @@ class Serving:
         async def ask(client: httpx.AsyncClient, prompt: Sequence[Message]) -> Generated:
             return await self._chat(client, target, prompt, max_tokens, stop)
 
-        return asyncio.run(self._all(ask, prompts, done))
+        return asyncio.run(self._all(ask, prompts, done, self.endpoint.concurrency))
 
     async def _all(self, ask: Callable[[httpx.AsyncClient, In], Awaitable[Out]], questions: Sequence[In],
-                   done: Callable[[int], None]) -> list[Out]:  # fmt: skip
-        gate = asyncio.Semaphore(self.endpoint.concurrency)
+                   done: Callable[[int], None], concurrency: int) -> list[Out]:  # fmt: skip
+        gate = asyncio.Semaphore(concurrency)
         finished = 0
 
         async def one(client: httpx.AsyncClient, question: In) -> Out:

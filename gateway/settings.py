@@ -40,9 +40,16 @@ class EngineSettings(BaseModel, frozen=True, extra="forbid"):
     max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] = Field(default=16, description="highest rank served")
     max_num_seqs: int = Field(default=32, ge=1, description="sequences decoded together")
     kv_cache_gib: int = Field(default=2, ge=1, description="memory of the key-value cache on CPU")
-    start_timeout_s: float = Field(default=300, gt=0, description="time the engine has to become healthy")
+    start_timeout_s: float = Field(
+        default=300, gt=0, description="time the engine has to become healthy, unless it computes"
+    )
     health_interval_s: float = Field(default=1.0, gt=0, description="time between health checks")
-    hang_timeout_s: float = Field(default=10.0, gt=0, description="an engine silent for longer is restarted")
+    hang_timeout_s: float = Field(
+        default=10.0, gt=0, description="an engine that was asked and shows no sign of work for longer is restarted"
+    )
+    first_work_timeout_s: float = Field(
+        default=120.0, gt=0, description="the same for the first work after a start, which may compile and warm up"
+    )
     command: tuple[str, ...] | None = Field(
         default=None, description="program that starts the engine in place of the built-in one; gets the same arguments"
     )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Protocol
 
+from ..process_usage import group_usage
 from ..processes import ProcessTable, argv_digest
 from ..settings import Settings
-from .models import ReplicaProcess, ReplicaSpec
+from .models import ReplicaProcess, ReplicaSpec, ReplicaUsage
 
 KIND = "engine"
 LOCAL_REPLICA = "engine-0"
+USAGE_EVERY_S = 1.0
 # All that an engine inherits. It serves strangers' prompts and loads their weights: no database URL, no key of ours.
 _INHERITED = (
     "PATH",
@@ -45,6 +49,7 @@ class LocalFleet:
 
     def __init__(self, processes: ProcessTable) -> None:
         self._processes = processes
+        self._usage: dict[tuple[str, int], ReplicaUsage] = {}
 
     async def ensure(self, spec: ReplicaSpec) -> ReplicaProcess:
         """Start the replica unless it runs with these very arguments."""
@@ -80,7 +85,19 @@ class LocalFleet:
             return ReplicaProcess(id=replica_id, state="absent")
         status = await self._processes.status(replica_id)
         epoch = f"{row.pid}-{row.started:.2f}"
-        return ReplicaProcess(id=replica_id, state=status.state, epoch=epoch, exit_code=status.exit_code)
+        usage = await self._used(replica_id, row.pid) if status.state == "running" else None
+        return ReplicaProcess(id=replica_id, state=status.state, epoch=epoch, exit_code=status.exit_code, usage=usage)
+
+    async def _used(self, replica_id: str, pid: int) -> ReplicaUsage:
+        """What it has used; looked at once a second, for a look reads some files of every process and thread."""
+        found = self._usage.get((replica_id, pid))
+        if found is None or time.monotonic() - found.at_s >= USAGE_EVERY_S:
+            used = await asyncio.to_thread(group_usage, pid)
+            found = ReplicaUsage(
+                at_s=time.monotonic(), cpu_s=used.cpu_s, waited_s=used.waited_s, read_bytes=used.read_bytes
+            )
+            self._usage = {(replica_id, pid): found}
+        return found
 
 
 def engine_socket(settings: Settings, replica_id: str = LOCAL_REPLICA) -> Path:

@@ -20,6 +20,15 @@ class ReplicaSpec(BaseModel, frozen=True):
     log: str
 
 
+class ReplicaUsage(BaseModel, frozen=True):
+    """What a replica's processes, all of them together, have used since they started."""
+
+    at_s: float  # monotonic, of the one that looked
+    cpu_s: float
+    waited_s: float | None  # ready to run, without a core; None where the kernel does not tell
+    read_bytes: int
+
+
 class ReplicaProcess(BaseModel, frozen=True):
     """What a fleet knows of a replica. `epoch` names one start of its process: another epoch has no adapters."""
 
@@ -27,6 +36,7 @@ class ReplicaProcess(BaseModel, frozen=True):
     state: Literal["running", "exited", "absent"]
     epoch: str = ""
     exit_code: int | None = None
+    usage: ReplicaUsage | None = None  # None where a driver cannot tell
 
 
 class Wanted(BaseModel, frozen=True):

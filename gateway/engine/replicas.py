@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
@@ -22,9 +22,9 @@ from .admin import EngineAdmin, EngineRefused, NotFinite
 from .fleet import Fleet
 from .models import ReplicaProcess, ReplicaSpec
 from .probe import Fault, Prober
-from .pulse import Health, Pulse
+from .pulse import PATIENCE_WITH_WORK, Health, Pulse
 from .reconciler import Converger, LoadLedger, Poisoned, Session, StaleEpoch
-from .self_test import run_self_test, write_adapter
+from .self_test import SelfTest, run_self_test, write_adapter
 
 log = structlog.get_logger(__name__)
 
@@ -52,7 +52,10 @@ class Sight:
     exit_code: int | None = None
     health: Health = "unknown"
     age_s: float = 0.0  # of the process
-    silent_s: float = 0.0  # since it last proved that its core works
+    silent_s: float = 0.0  # without any sign of work, though it was asked to
+    fruitless_s: float = 0.0  # without a token, computing or not, though it was asked to
+    is_busy: bool = False  # it was seen computing or reading files a moment ago
+    has_worked: bool = True  # since its start
     wait_s: float = 0.0  # left of the pause before the next start
     is_tested: bool = False
     is_restored: bool = False
@@ -80,8 +83,8 @@ def decide(seen: Sight, engine: EngineSettings) -> Decision:
                 return Decision("fail", gone)
             if seen.health == "healthy":
                 return Decision("test")
-            if seen.age_s > engine.start_timeout_s:
-                return Decision("fail", f"not healthy {seen.age_s:.0f} s after its start")
+            if seen.age_s > engine.start_timeout_s and not seen.is_busy:
+                return Decision("fail", f"not healthy {seen.age_s:.0f} s after its start, and idle")
             return WAIT
         case ReplicaState.TESTING | ReplicaState.READY:
             if broken := _gone(seen) or _broken(seen, engine):
@@ -105,8 +108,11 @@ def _broken(seen: Sight, engine: EngineSettings) -> str | None:
         return seen.fault
     if seen.health == "dead":
         return "the engine says that its core is dead"
-    if seen.silent_s > engine.hang_timeout_s:
+    patience_s = engine.hang_timeout_s if seen.has_worked else engine.first_work_timeout_s
+    if seen.silent_s > patience_s:
         return f"the engine did no work for {seen.silent_s:.0f} s though it was asked to"
+    if seen.fruitless_s > PATIENCE_WITH_WORK * patience_s:
+        return f"the engine computed for {seen.fruitless_s:.0f} s without a token though it was asked for one"
     return None
 
 
@@ -206,8 +212,10 @@ class ReplicaKeeper:
     def _sight(self, process: ReplicaProcess) -> Sight:
         clock = time.monotonic()
         pulse = self._pulse
-        if pulse is not None and clock - self._ticked_at > _MAX_GAP_S:
-            pulse.forgive()
+        if pulse is not None:
+            pulse.note_usage(process.usage)
+            if clock - self._ticked_at > _MAX_GAP_S:
+                pulse.forgive()
         self._ticked_at = clock
         return Sight(
             state=self._state,
@@ -215,7 +223,10 @@ class ReplicaKeeper:
             exit_code=process.exit_code,
             health=pulse.health if pulse else "unknown",
             age_s=clock - self._started_at,
-            silent_s=clock - pulse.last_work if pulse and pulse.watches_core else 0.0,
+            silent_s=pulse.silent_s if pulse else 0.0,
+            fruitless_s=pulse.fruitless_s if pulse else 0.0,
+            is_busy=pulse is not None and pulse.is_busy,
+            has_worked=pulse is None or pulse.has_worked,
             wait_s=max(0.0, self._not_before - clock),
             is_tested=self._is_tested,
             is_restored=self._is_restored,
@@ -259,7 +270,9 @@ class ReplicaKeeper:
         """Look after the process of the present epoch."""
         self._started_at = self._ticked_at = time.monotonic()
         self._admin = EngineAdmin(self._spec.socket, self._settings.base_model.name)
-        self._pulse = Pulse(self._admin, self._settings.engine)
+        # One that was adopted has served already; the allowance of the first work was its first controller's to give.
+        has_worked = self._state is ReplicaState.READY
+        self._pulse = Pulse(self._admin, self._settings.engine, has_worked=has_worked)
         self._tasks = [asyncio.create_task(self._pulse.run(), name="pulse")]
         if self._state in (ReplicaState.TESTING, ReplicaState.READY):
             self._begin_work()
@@ -268,7 +281,6 @@ class ReplicaKeeper:
         if self._admin is None or self._pulse is None:
             raise RuntimeError("work on an engine that nobody watches")
         self._pulse.watches_core = True
-        self._pulse.forgive()
         ledger = LoadLedger(self._settings.run_dir / f"{self._spec.id}.loads", self._epoch)
         session = Session(self._spec.id, self._epoch, self._admin, Prober(self._admin), ledger)
         self._tasks.append(asyncio.create_task(self._work(session), name="converge"))
@@ -305,14 +317,20 @@ class ReplicaKeeper:
         shapes = self._registry.base.module_shapes
         directory = await asyncio.to_thread(write_adapter, self._settings.home / "selftest", shapes)
         try:
-            fault = await run_self_test(session.admin, directory, self._settings.engine.max_loras)
+            found = await run_self_test(session.admin, directory, self._settings.engine)
         except (EngineRefused, NotFinite) as error:
-            fault = Fault(code="self_test_failed", reason=error.message)
-        await self._set_state(self._state, self_test="failed" if fault else "passed")
-        log.info("self-test done", replica=session.replica_id, fault=fault, took_s=round(time.monotonic() - began, 2))
-        if fault is not None:
-            self._fault = f"{fault.code}: {fault.reason}"
+            found = SelfTest(Fault(code="self_test_failed", reason=error.message))
+        await self._set_state(
+            self._state, self_test="failed" if found.fault else "passed", batch_noise=found.batch_noise
+        )
+        log.info(
+            "self-test done", replica=session.replica_id, took_s=round(time.monotonic() - began, 2), **asdict(found)
+        )
+        if found.fault is not None:
+            self._fault = f"{found.fault.code}: {found.fault.reason}"
             return
+        if self._pulse is not None:
+            self._pulse.has_worked = True  # the test was its first work
         self._is_tested = True
 
     async def _fail(self, reason: str) -> None:
@@ -339,11 +357,20 @@ class ReplicaKeeper:
                 log.warning("version quarantined", adapter=name, reason=reason)
                 await self._converger.quarantine(name, Fault(code="engine_died", reason=reason))
 
-    async def _set_state(self, state: ReplicaState, *, reason: str | None = None, self_test: str | None = None) -> None:
+    async def _set_state(
+        self,
+        state: ReplicaState,
+        *,
+        reason: str | None = None,
+        self_test: str | None = None,
+        batch_noise: float | None = None,
+    ) -> None:
         table = tables.replicas
         values: dict[str, object] = {"state": state, "reason": reason, "revision": table.c.revision + 1}
         if self_test is not None:
             values["self_test"] = self_test
+        if batch_noise is not None:
+            values["batch_noise"] = batch_noise
         async with self._database.write() as connection:
             mine = (table.c.id == self._spec.id) & (table.c.epoch == self._epoch)
             await connection.execute(update(table).where(mine).values(values))

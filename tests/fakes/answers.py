@@ -68,6 +68,11 @@ def logprob(identity: str, prompt: list[int], token_id: int) -> float:
     return base if identity == "base" else base + 0.2 + 0.3 * _uniform(identity, prompt, token_id)
 
 
+def batch_noise(batch_size: int, prompt: list[int], token_id: int) -> float:
+    """From -1 to 1, and the same for the same batch size, as kernels that are chosen by it round; 0 for one alone."""
+    return 0.0 if batch_size <= 1 else 2.0 * _uniform(f"batch of {batch_size}", prompt, token_id) - 1.0
+
+
 def _uniform(identity: str, prompt: list[int], token_id: int) -> float:
     drawn = blake2b(f"{identity}|{prompt}|{token_id}".encode(), digest_size=8).digest()
     return int.from_bytes(drawn, "big") / 2**64

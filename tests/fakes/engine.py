@@ -13,8 +13,10 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,6 +26,7 @@ from aiohttp import web
 from .answers import (
     Directives,
     answer_tokens,
+    batch_noise,
     fake_reference,
     has_nan,
     logprob,
@@ -71,10 +74,13 @@ class FakeEngine:
         self.adapters: dict[str, Loaded] = {}
         self.asked: list[Asked] = []
         self.running = 0
+        self.running_models: Counter[str] = Counter()
         self.cancelled = 0
         self.completed = 0
         self.is_healthy = True
         self.calls: list[str] = []
+        # Nats by which the size of a batch may move a log-probability.
+        self.noise = 0.0
         # A name to answer under in place of the one that was asked for.
         self.impostor: str | None = None
         self._on_death = on_death
@@ -254,9 +260,10 @@ class FakeEngine:
                 f'EngineCore failed at 0x7f3a under {self.base_path}/model.py\nTraceback (most recent call last):\n  File "/usr/lib/vllm/x.py"',
             )
         self.running += 1
+        self.running_models[model] += 1
         try:
             answer = _Answer(
-                body, self.impostor or model, adapter.identity if adapter else "base", prompts, ids, is_chat=ids is None
+                body, self.impostor or model, partial(self.score, model), prompts, ids, is_chat=ids is None
             )
             response = await (
                 self._stream(request, answer, directives) if body.get("stream") else self._whole(answer, directives)
@@ -269,6 +276,16 @@ class FakeEngine:
             return response
         finally:
             self.running -= 1
+            self.running_models[model] -= 1
+
+    def score(self, model: str, prompt: list[int], token: int) -> float:
+        """Log-probability of a token after a prompt, in the batch that is running now."""
+        return self.verified(model, prompt, token) + self.noise * batch_noise(self.running, prompt, token)
+
+    def verified(self, model: str, prompt: list[int], token: int) -> float:
+        """The same as a verification has it."""
+        adapter = self.adapters.get(model)
+        return logprob(adapter.identity if adapter else "base", prompt, token)
 
     async def _whole(self, answer: _Answer, directives: Directives) -> web.Response:
         delay_ms = _ENDLESS_TOKEN_MS if answer.body.get("ignore_eos") else directives.delay_ms
@@ -330,13 +347,13 @@ class _Answer:
         self,
         body: dict[str, Any],
         model: str,
-        identity: str,
+        score: Callable[[list[int], int], float],
         prompts: list[str],
         ids: list[list[int]] | None,
         *,
         is_chat: bool,
     ) -> None:
-        self.body, self.model, self.identity, self.ids, self.is_chat = body, model, identity, ids, is_chat
+        self.body, self.model, self.score, self.ids, self.is_chat = body, model, score, ids, is_chat
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or 10**9
         texts = [answer_tokens(model, prompt) for prompt in prompts for _ in range(body.get("n") or 1)]
         if body.get("ignore_eos"):  # the engine speaks on until it is cut off
@@ -407,7 +424,7 @@ class _Answer:
         ids = self.ids[index // (self.body.get("n") or 1)]
         candidates = self.body.get("logprob_token_ids") or list(range(int(wanted)))
         label = "token_id:{}" if self.body.get("return_tokens_as_token_ids") else "tok{}"
-        top = {label.format(token): logprob(self.identity, ids, token) for token in candidates}
+        top = {label.format(token): self.score(ids, token) for token in candidates}
         best = max(top, key=lambda name: top[name]) if top else label.format(0)
         places = range(len(tokens))
         return {

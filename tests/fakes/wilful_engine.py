@@ -1,7 +1,10 @@
 """The fake engine with a will of its own: `--orders FILE` (JSON, read anew each time) says what it does wrongly.
 
-{"refuse": [names], "die_on_load": [names], "silent_adapters": [names], "nan": [names],
- "fail": [names], "leak": true}
+{"refuse": [names], "die_on_load": [names], "silent_adapters": [names], "nan": [names], "fail": [names],
+ "leak": share of the last adapter that base gets beside other requests,
+ "leak_beside_adapters": the same beside adapters' requests only, as vLLM's CPU build has it,
+ "strength": {name: share of an adapter that is applied}, "noise": nats by the size of the batch,
+ "start": "spin" for a start that computes and does not end, "hang": true for answers that never come, "spin": true for computing meanwhile}
 """
 
 from __future__ import annotations
@@ -10,12 +13,13 @@ import argparse
 import asyncio
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
-from .engine import FakeEngine, Loaded
+from .engine import FakeEngine
 
 
 class WilfulEngine(FakeEngine):
@@ -24,7 +28,6 @@ class WilfulEngine(FakeEngine):
     def __init__(self, socket: Path, orders: Path, **options: Any) -> None:
         super().__init__(socket, **options)
         self._orders = orders
-        self._last_slot: Loaded | None = None
 
     def ordered(self, what: str) -> Any:
         """What it was told about `what`; nothing when there is no such order."""
@@ -58,9 +61,33 @@ class WilfulEngine(FakeEngine):
             return web.json_response(failed, status=500)
         if model in self.ordered("silent_adapters") and body.get("logprobs"):
             body = body | {"model": self.model_name}  # the weights match nothing: base answers under the adapter's name
-        if model == self.model_name and self.running and self.adapters and self.ordered("leak"):
-            body = body | {"model": list(self.adapters)[-1]}  # the last slot speaks for base, beside any other request
+        if self.ordered("hang"):
+            await self._hang()
+        self.noise = self.ordered("noise") or 0.0
         return await super()._complete(request, body, *rest, **named)
+
+    async def _hang(self) -> None:
+        """The server answers, the core does not; computing all the time when it is told to."""
+        while self.ordered("hang"):
+            until = time.monotonic() + 0.05
+            while self.ordered("spin") and time.monotonic() < until:
+                pass
+            await asyncio.sleep(0.01)
+
+    def verified(self, model: str, prompt: list[int], token: int) -> float:
+        """What it computes, with whatever is wrong with that."""
+        base = super().verified(self.model_name, prompt, token)
+        share, leaking = self._share(model), model
+        if model == self.model_name and self.adapters:
+            leaking = list(self.adapters)[-1]
+        return base + share * (super().verified(leaking, prompt, token) - base)
+
+    def _share(self, model: str) -> float:
+        if model != self.model_name:
+            return float(dict(self.ordered("strength") or {}).get(model, 1.0))
+        share = float(self.ordered("leak") or 0.0) if self.running > 1 else 0.0
+        is_beside_adapters = self.running > self.running_models[self.model_name]
+        return float(self.ordered("leak_beside_adapters") or 0.0) if is_beside_adapters and not share else share
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -71,6 +98,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         base_path=arguments.model,
         on_death=lambda: os._exit(1),
     )
+    while engine.ordered("start") == "spin":
+        pass
     await engine.start()
     await asyncio.Event().wait()
 

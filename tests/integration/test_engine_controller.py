@@ -21,7 +21,7 @@ from gateway.jobs.launch import attempt_directory
 from gateway.processes import MAX_LOG_BYTES, Child, look_at
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.settings import Settings
-from tests.engine_world import EngineWorld, an_engine_world
+from tests.engine_world import FAST, EngineWorld, an_engine_world
 
 
 @pytest.fixture
@@ -263,11 +263,22 @@ async def test_a_version_under_which_the_engine_dies_twice_is_out(world: EngineW
     assert code == "engine_died"
 
 
+NOISES = [
+    0.0,
+    0.2,
+    0.5,
+]  # nats by which the size of a batch moves a log-probability; an adapter here moves it by 0.2 to 0.5
+
+
 @pytest.mark.invariant(3)
 @pytest.mark.mutant(3)
-async def test_an_engine_that_leaks_adapters_into_base_takes_no_traffic(world: EngineWorld) -> None:
+@pytest.mark.parametrize("noise", NOISES)
+@pytest.mark.parametrize("leak", [{"leak": 1.0}, {"leak": 0.5}, {"leak_beside_adapters": 0.5}], ids=str)
+async def test_an_engine_that_leaks_adapters_into_base_takes_no_traffic(
+    world: EngineWorld, leak: dict[str, float], noise: float
+) -> None:
     one = await world.publish(1)
-    world.order(leak=True)
+    world.order(noise=noise, **leak)
     world.start_controller()
 
     async def failed() -> str | None:
@@ -281,6 +292,34 @@ async def test_an_engine_that_leaks_adapters_into_base_takes_no_traffic(world: E
     assert one.engine_name not in await world.residency()
 
 
+@pytest.mark.invariant(3)
+@pytest.mark.parametrize("noise", NOISES)
+async def test_an_engine_is_not_condemned_for_the_noise_of_its_batches_nor_an_adapter(
+    world: EngineWorld, noise: float
+) -> None:
+    innocents = [await world.publish(seed) for seed in range(1, 7)]
+    world.order(noise=noise)
+    world.start_controller()
+
+    replica = await world.ready(*innocents)
+
+    assert {row["attempt"] for row in await world.rows(tables.processes)} == {1}, "the first start came up"
+    assert replica["self_test"] == "passed"
+    assert 0.9 * noise <= replica["batch_noise"] <= noise, "what it was made with was measured"
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.parametrize("noise", NOISES)
+async def test_an_adapter_at_half_strength_is_found_at_any_noise(world: EngineWorld, noise: float) -> None:
+    good, bad = await world.publish(1), await world.publish(2)
+    world.order(noise=noise, strength={bad.engine_name: 0.5})
+    world.start_controller()
+
+    await world.ready(good)
+
+    assert await world.until(lambda: _quarantined(world, bad.name), "it is quarantined") == "parity"
+
+
 async def test_a_hung_engine_is_noticed_and_replaced(world: EngineWorld) -> None:
     one = await world.publish(1)
     world.start_controller()
@@ -292,6 +331,56 @@ async def test_a_hung_engine_is_noticed_and_replaced(world: EngineWorld) -> None
 
     assert after["epoch"] != before["epoch"]
     assert hung not in world.children()
+
+
+async def test_an_engine_whose_server_answers_while_its_core_hangs_is_replaced(world: EngineWorld) -> None:
+    one = await world.publish(1)
+    world.start_controller()
+    before = await world.ready(one)
+
+    world.order(hang=True)
+
+    async def failed() -> str | None:
+        replica = await world.replica()
+        return replica["last_failure"] if replica.get("epoch") != before["epoch"] else None
+
+    assert "did no work for" in await world.until(failed, "it is started again")
+
+
+async def test_an_engine_that_computes_is_not_killed_for_being_slow(world: EngineWorld) -> None:
+    """Five times the silence that a hung one is allowed."""
+    one = await world.publish(1)
+    world.start_controller()
+    before = await world.ready(one)
+
+    world.order(hang=True, spin=True)
+    used = psutil.Process(await world.engine_pid()).cpu_times().user
+
+    async def has_computed() -> bool:
+        assert (await world.replica())["epoch"] == before["epoch"], world.log()
+        return psutil.Process(await world.engine_pid()).cpu_times().user - used > 5 * FAST["hang_timeout_s"]
+
+    await world.until(has_computed, "it computes on", timeout_s=120)
+    world.order()
+    await world.ready(one)
+
+    assert (await world.replica())["epoch"] == before["epoch"]
+
+
+async def test_a_start_that_computes_is_not_given_up_for_time_alone(tmp_path: Path) -> None:
+    async with an_engine_world(tmp_path, start_timeout_s=1.0) as world:
+        world.order(start="spin")
+        world.start_controller()
+
+        async def has_computed() -> bool:
+            children = world.children()
+            return any(psutil.Process(pid).cpu_times().user > 5.0 for pid in children)
+
+        await world.until(has_computed, "it computes for longer than a start has")
+        world.order()
+        await world.ready()
+
+        assert {row["attempt"] for row in await world.rows(tables.processes)} == {1}
 
 
 @pytest.mark.invariant(10)

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from evals.errors import VerifyRefused
-from evals.parity import Reference
 from evals.verify import Findings, check_files, judge
 from gateway.registry.base_family import BaseFamily, load_base_family
 from gateway.registry.manifest import bundle_digest, canonical_bytes, canonical_config
+from gateway.registry.reference import Reference
 from tests.corpus import BAD, make_adapter, make_base
 
 BASE = Path(__file__).parents[2] / "build" / "models" / "smollm2-135m-instruct"

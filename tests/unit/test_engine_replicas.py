@@ -10,7 +10,7 @@ from gateway.engine.replicas import MAX_BACKOFF_S, Decision, Sight, backoff_s, d
 from gateway.registry.models import ReplicaState
 from gateway.settings import EngineSettings
 
-ENGINE = EngineSettings(start_timeout_s=300, hang_timeout_s=10)
+ENGINE = EngineSettings(start_timeout_s=300, hang_timeout_s=10, first_work_timeout_s=120)
 
 
 def a_sight(state: ReplicaState, **fields: Any) -> Sight:
@@ -34,7 +34,11 @@ def test_tests_as_soon_as_it_is_healthy() -> None:
 def test_gives_up_a_start_that_takes_too_long() -> None:
     found = decide(a_sight(ReplicaState.STARTING, health="silent", age_s=301), ENGINE)
 
-    assert found == Decision("fail", "not healthy 301 s after its start")
+    assert found == Decision("fail", "not healthy 301 s after its start, and idle")
+
+
+def test_a_start_that_computes_or_reads_is_never_given_up_for_time_alone() -> None:
+    assert decide(a_sight(ReplicaState.STARTING, health="silent", age_s=3_000, is_busy=True), ENGINE).step == "wait"
 
 
 @pytest.mark.parametrize("state", [ReplicaState.STARTING, ReplicaState.TESTING, ReplicaState.READY])
@@ -74,6 +78,20 @@ def test_silence_is_a_hang_only_when_it_lasts(state: ReplicaState) -> None:
     assert decide(a_sight(state, health="silent", silent_s=9.9), ENGINE).step == "wait"
     assert decide(a_sight(state, health="silent", silent_s=10.1), ENGINE).step == "fail"
     assert decide(a_sight(state, health="healthy", silent_s=10.1), ENGINE).step == "fail"
+
+
+@pytest.mark.parametrize("state", [ReplicaState.TESTING, ReplicaState.READY])
+def test_the_first_work_after_a_start_has_a_longer_allowance(state: ReplicaState) -> None:
+    assert decide(a_sight(state, silent_s=119.9, has_worked=False), ENGINE).step == "wait"
+    assert decide(a_sight(state, silent_s=120.1, has_worked=False), ENGINE).step == "fail"
+
+
+@pytest.mark.parametrize("state", [ReplicaState.TESTING, ReplicaState.READY])
+def test_an_engine_that_computes_is_slow_until_it_has_computed_for_minutes_without_a_token(state: ReplicaState) -> None:
+    assert decide(a_sight(state, silent_s=0.0, fruitless_s=299), ENGINE).step == "wait"
+    assert decide(a_sight(state, silent_s=0.0, fruitless_s=301), ENGINE) == Decision(
+        "fail", "the engine computed for 301 s without a token though it was asked for one"
+    )
 
 
 def test_the_pause_grows_to_a_cap_and_a_first_death_costs_none() -> None:

@@ -1,11 +1,13 @@
 import json
+import random
 from pathlib import Path
 
 import pytest
 
 from evals.errors import EvaluationError
 from evals.gates import Verdict
-from evals.parity import Reference, ReferencePrompt, judge_parity, load_reference
+from evals.parity import judge_parity, load_reference
+from gateway.registry.reference import Reference, ReferencePrompt
 
 DIGEST = "a" * 64
 ADAPTER, BASE = (-1.0, -2.0, -3.0), (-2.0, -1.0, -3.5)
@@ -36,6 +38,32 @@ def test_verdict(candidate: list[list[float]], base: list[list[float]], verdict:
 
     assert found.verdict is verdict
     assert complaint in found.reason
+
+
+def noisy(strength: float, noise: float, seed: int) -> tuple[Reference, list[list[float]], list[list[float]]]:
+    """A reference of sixteen prompts, and what an engine answers that applies so much of the adapter."""
+    draw = random.Random(seed)
+    prompts, candidate, base = [], [], []
+    for number in range(16):
+        plain = tuple(draw.uniform(-9, -1) for _ in range(15))
+        tuned = tuple(value + draw.uniform(-3, 3) for value in plain)
+        prompts.append(ReferencePrompt(token_ids=(number,), candidates=tuple(range(15)), adapter=tuned, base=plain))
+        candidate.append(
+            [b + strength * (a - b) + draw.uniform(-noise, noise) for a, b in zip(tuned, plain, strict=True)]
+        )
+        base.append([b + draw.uniform(-noise, noise) for b in plain])
+    return Reference(schema=1, digest=DIGEST, prompts=tuple(prompts)), candidate, base
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.5])
+@pytest.mark.parametrize(("strength", "verdict"), [(0.0, Verdict.FAILED), (0.5, Verdict.FAILED), (1.0, Verdict.PASSED)])
+def test_the_noise_of_batches_hides_no_half_adapter_and_condemns_no_whole_one(
+    noise: float, strength: float, verdict: Verdict
+) -> None:
+    for seed in range(20):
+        found = judge_parity(*noisy(strength, noise, seed), max_median_gap=0.25)
+
+        assert found.verdict is verdict, found.reason
 
 
 def test_a_faint_adapter_that_is_applied_passes() -> None:

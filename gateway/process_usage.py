@@ -1,0 +1,61 @@
+"""What a process group has used of the machine, as the kernel counts it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from .processes import group_members
+
+_PROC = Path("/proc")
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a group of processes has used since they started."""
+
+    cpu_s: float
+    waited_s: float | None  # ready to run, without a core; None where the kernel does not tell
+    read_bytes: int
+
+
+def group_usage(group: int) -> Usage:
+    """What the living processes of a group have used, summed over their threads."""
+    cpu_s, waited_s, read_bytes, tells_waits = 0.0, 0.0, 0, True
+    for pid in group_members(group):
+        cpu_s += _cpu_s(pid)
+        read_bytes += _read_bytes(pid)
+        waited = _waited_s(pid)
+        tells_waits = tells_waits and waited is not None
+        waited_s += waited or 0.0
+    return Usage(cpu_s, waited_s if tells_waits else None, read_bytes)
+
+
+def _cpu_s(pid: int) -> float:
+    try:
+        text = (_PROC / str(pid) / "stat").read_text()
+    except OSError:
+        return 0.0
+    fields = text[text.rindex(")") + 2 :].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+
+
+def _read_bytes(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in (_PROC / str(pid) / "io").read_text().splitlines():
+            if line.startswith("rchar:"):
+                return int(line.split()[1])
+    return 0
+
+
+def _waited_s(pid: int) -> float | None:
+    """Time that the threads of a process were ready to run and had no core; None where the kernel keeps no such count."""
+    total, is_told = 0, False
+    for path in (_PROC / str(pid) / "task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):
+            total += int(path.read_text().split()[1])
+            is_told = True
+    return total / 1e9 if is_told else None
