@@ -217,6 +217,11 @@ replicas = Table(
     Column("epoch", String(40), nullable=False),
     Column("self_test", String(16), nullable=False),
     Column("revision", Integer, nullable=False),
+    Column("failures", Integer, nullable=False, server_default="0"),  # in a row, since it last served for a while
+    # Starts in a row that ended before it served, and for which no adapter was to blame.
+    Column("futile_starts", Integer, nullable=False, server_default="0"),
+    Column("last_failure", Text),  # stays while it starts again
+    Column("batch_noise", Float),  # nats between base alone and base in company of base; None: not measured
 )
 
 residency = Table(
