@@ -1,7 +1,7 @@
 """The fake engine with a will of its own: `--orders FILE` (JSON, read anew each time) says what it does wrongly.
 
 {"refuse": [names], "die_on_load": [names], "silent_adapters": [names], "nan": [names],
- "fail": [names], "leak": true}
+ "fail": [names], "leak": true, "load_until_told": true, "die_at_start": words}
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
         base_path=arguments.model,
         on_death=lambda: os._exit(1),
     )
+    if words := engine.ordered("die_at_start"):
+        sys.exit(words)
+    if engine.ordered("load_until_told"):
+        print("Loading weights: 40 %", flush=True)  # noqa: T201
+    while engine.ordered("load_until_told"):
+        await asyncio.sleep(0.02)
     await engine.start()
     await asyncio.Event().wait()
 
