@@ -7,13 +7,28 @@ from pathlib import Path
 import typer
 from rich.console import Group
 
-from .cli_console import ExitCode, Session, clip, moment, poll, session, short, size, table, verdict_text
+from .cli_console import (
+    WAIT_HELP,
+    ExitCode,
+    Patience,
+    Session,
+    clip,
+    moment,
+    poll,
+    session,
+    short,
+    size,
+    table,
+    verdict_text,
+)
+from .cli_ready import EngineWatch
 from .client import Client
 from .client_models import Adapter, Version
 from .errors import GatewayError, Refused
 
 app = typer.Typer(no_args_is_help=True, help="Adapters and their immutable versions.")
-PUBLISH_TIMEOUT_S = 1800.0
+# Longer than the attempts of a verification that says nothing: that each of them ends is the server's to see to.
+STALLED_AFTER_S = 3600.0
 MAX_REASON = 90
 
 
@@ -22,7 +37,7 @@ def publish(
     directory: Path = typer.Argument(help="Bundle that `turnout train` wrote, or a plain PEFT folder."),
     adapter: str = typer.Option(..., "--adapter", "-a", help="Name it is published under, such as support."),
     wait: bool = typer.Option(False, "--wait", help="Until it is verified, loaded and probed, or refused."),
-    timeout: float = typer.Option(PUBLISH_TIMEOUT_S, help="Seconds that --wait has."),
+    timeout: float | None = typer.Option(None, help=WAIT_HELP),
 ) -> None:
     """Publish a bundle as the next version of an adapter. The same bytes give the same version again."""
     shell = session(context)
@@ -43,22 +58,28 @@ def _published(version: Version) -> str:
     return f"{done}\nNext: turnout adapters show {version.full_name}"
 
 
-def wait_until_served(shell: Session, client: Client, target: str, *, timeout_s: float) -> Version:
+def wait_until_served(shell: Session, client: Client, target: str, *, timeout_s: float | None) -> Version:
     """Until an engine answers with the version. Raises `Refused` with the reason when none ever will."""
+
+    patience, engines = Patience(timeout_s, STALLED_AFTER_S), EngineWatch(shell)
 
     def look() -> Version | None:
         version = client.version(target)
         tell(_progress(version))
+        patience.saw(_progress(version))
         refused = _refusal(version)
         if refused:
             raise refused
-        return version if version.state == "verified" and version.is_resident else None
+        if version.state == "verified" and version.is_resident:
+            return version
+        engines.check(client.replicas())
+        return None
 
     with shell.waiting(f"{target}: waiting for verification") as tell:
-        found = poll(look, timeout_s=timeout_s)
+        found = poll(look, patience=patience)
     if found is None:
         raise GatewayError(
-            f"{target} is not served after {timeout_s:.0f} s; `turnout adapters show {target}`, `turnout jobs list` and "
+            f"{target} is not served: {patience.why}; `turnout adapters show {target}`, `turnout jobs list` and "
             "`turnout doctor` say what it waits for",
             code="timeout",
         )

@@ -25,8 +25,35 @@ from .client import Client
 from .settings import Settings, load_settings
 
 T = TypeVar("T")
+WAIT_HELP = "Longest wait in seconds; left out: for as long as something moves."
 POLL_S = 0.5
 PIPE_COLUMNS = 160
+
+
+@dataclass
+class Patience:
+    """How long a command waits: `in_all_s` at most, and `unchanged_s` for the next sign that something moves."""
+
+    in_all_s: float | None
+    unchanged_s: float
+    _sign: object = None
+    _moved_at: float = field(default_factory=time.monotonic)
+    _began_at: float = field(default_factory=time.monotonic)
+
+    def saw(self, sign: object) -> None:
+        """What it looks like now; anything else than the last time is progress."""
+        if sign != self._sign:
+            self._sign, self._moved_at = sign, time.monotonic()
+
+    @property
+    def why(self) -> str | None:
+        """Why it is over; None while it is not."""
+        now = time.monotonic()
+        if self.in_all_s is not None and now - self._began_at >= self.in_all_s:
+            return f"{self.in_all_s:.0f} s are over"
+        if now - self._moved_at >= self.unchanged_s:
+            return f"nothing moved for {self.unchanged_s:.0f} s"
+        return None
 
 
 class ExitCode(IntEnum):
@@ -55,6 +82,11 @@ class Session:
     as_json: bool = False
     out: Console = field(default_factory=lambda: a_console(stderr=False))
     notes: Console = field(default_factory=lambda: a_console(stderr=True))
+
+    @property
+    def is_live(self) -> bool:
+        """Whether what was said can be said anew on the same line."""
+        return (self.notes if self.as_json else self.out).is_terminal
 
     def client(self) -> Client:
         """A client of the server that the options name."""
@@ -146,14 +178,13 @@ def table(title: str | None, columns: Sequence[str], rows: Iterable[Sequence[obj
     return made
 
 
-def poll(look: Callable[[], T | None], *, every_s: float = POLL_S, timeout_s: float | None = None) -> T | None:
-    """Look until there is something to see; None when the time is over."""
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+def poll(look: Callable[[], T | None], *, every_s: float = POLL_S, patience: Patience | None = None) -> T | None:
+    """Look until there is something to see; None when the patience is over."""
     while True:
         found = look()
         if found is not None:
             return found
-        if deadline is not None and time.monotonic() >= deadline:
+        if patience is not None and patience.why is not None:
             return None
         time.sleep(every_s)
 

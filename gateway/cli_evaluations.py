@@ -12,7 +12,9 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from .cli_console import (
+    WAIT_HELP,
     ExitCode,
+    Patience,
     Session,
     moment,
     poll,
@@ -31,7 +33,7 @@ from .jobs.suites import Suites
 
 eval_app = typer.Typer(no_args_is_help=True, help="Evaluations: run a suite on a version, read its verdict.")
 suite_app = typer.Typer(no_args_is_help=True, help="Suites: the tasks and gates that a version must pass.")
-EVALUATION_TIMEOUT_S = 3600.0
+STALLED_AFTER_S = 3600.0
 
 HOME = typer.Option(None, "--home", help="Home directory of the server; default TURNOUT_HOME.")
 
@@ -43,7 +45,7 @@ def run(
     suite: str = typer.Option(..., "--suite", "-s", help="Name of the suite."),
     wait: bool = typer.Option(False, "--wait", help="Until there is a verdict; it becomes the exit code."),
     larger_look: bool = typer.Option(False, help="The one larger look that an inconclusive first one allows."),
-    timeout: float = typer.Option(EVALUATION_TIMEOUT_S, help="Seconds that --wait has."),
+    timeout: float | None = typer.Option(None, help=WAIT_HELP),
 ) -> None:
     """Run a suite on a version. With --wait: exit 0 passed, 1 failed or error, 2 inconclusive."""
     shell = session(context)
@@ -58,20 +60,22 @@ def run(
         raise typer.Exit(_exit_code(job))
 
 
-def wait_for_job(shell: Session, client: Client, job_id: str, *, timeout_s: float) -> Job:
+def wait_for_job(shell: Session, client: Client, job_id: str, *, timeout_s: float | None) -> Job:
     """Until a job is final, showing the last thing it said."""
+    patience = Patience(timeout_s, STALLED_AFTER_S)
 
     def look() -> Job | None:
         job = client.job(job_id)
         events = client.job_events(job_id)
         tell(f"{job.state}: {events[-1].message}" if events else job.state)
+        patience.saw((job.state, job.attempt, [event.id for event in events[-1:]]))
         return job if job.is_final else None
 
     with shell.waiting(job_id) as tell:
-        found = poll(look, every_s=1.0, timeout_s=timeout_s)
+        found = poll(look, every_s=1.0, patience=patience)
     if found is None:
         raise GatewayError(
-            f"{job_id} is not done after {timeout_s:.0f} s; it goes on: turnout jobs show {job_id}", code="timeout"
+            f"{job_id} is not done: {patience.why}; it goes on: turnout jobs show {job_id}", code="timeout"
         )
     return found
 

@@ -7,13 +7,13 @@ import time
 import typer
 from rich.console import Group, RenderableType
 
-from .cli_console import ExitCode, Session, moment, poll, session, table
+from .cli_console import ExitCode, Patience, Session, moment, poll, session, table
 from .client import Client
 from .client_models import Moved, Route
 from .errors import Invalid, Refused
 
 app = typer.Typer(no_args_is_help=True, help="Routes: which version answers a name, and in what share.")
-CONFIRM_TIMEOUT_S = 30.0
+CONFIRM_TIMEOUT_S = 120.0  # against hanging; the answer comes within the time of one short completion
 CONFIRM_EVERY_S = 0.01
 
 REASON = typer.Option(None, "--reason", "-m", help="Why; kept in the audit log.")
@@ -213,7 +213,7 @@ def _first_answer_ms(client: Client, moved: Moved, started: float) -> float | No
         answer = client.chat(moved.route.name, "ok", max_tokens=1, temperature=0)
         return (time.monotonic() - started) * 1000 if answer.version == moved.moved_to else None
 
-    found = poll(look, every_s=CONFIRM_EVERY_S, timeout_s=CONFIRM_TIMEOUT_S)
+    found = poll(look, every_s=CONFIRM_EVERY_S, patience=Patience(CONFIRM_TIMEOUT_S, CONFIRM_TIMEOUT_S))
     return None if found is None else round(found, 1)
 
 

@@ -11,16 +11,14 @@ import typer
 from rich.console import Group
 from rich.text import Text
 
-from .cli_console import ExitCode, Session, poll, session, settings_of, short, table
+from .cli_console import WAIT_HELP, ExitCode, session, settings_of, short, table
 from .cli_jobs import jobs_table
+from .cli_ready import wait_ready
 from .cli_routes import routes_table
-from .client import Client
-from .client_models import Completion
+from .client_models import Completion, Replica
 from .doctor import Check, examine
 from .errors import GatewayError
 from .settings import Settings, load_settings
-
-READY_TIMEOUT_S = 600.0
 
 
 def serve(
@@ -83,14 +81,14 @@ def _diagnosis(checks: list[Check]) -> Group:
 
 def status(
     context: typer.Context,
-    wait: bool = typer.Option(False, "--wait", help="Until the engine takes requests."),
-    timeout: float = typer.Option(READY_TIMEOUT_S, help="Seconds that --wait has."),
+    wait: bool = typer.Option(False, "--wait", help="Until the engine takes requests, or fails for good: exit 1."),
+    timeout: float | None = typer.Option(None, help=WAIT_HELP),
 ) -> None:
     """One screen: engines, adapters, routes, jobs. Exit 1 when requests are not served."""
     shell = session(context)
     with shell.client() as client:
         if wait:
-            _wait_ready(shell, client, timeout)
+            wait_ready(shell, client, timeout_s=timeout)
         ready = client.is_ready()
         replicas, adapters, routes = client.replicas(), client.adapters(), client.routes()
         running = [job for job in client.jobs() if not job.is_final]
@@ -107,7 +105,7 @@ def status(
         for version in adapter.versions:
             states[version.state] = states.get(version.state, 0) + 1
     head = Text.assemble((client.url, "bold"), "  ", ("serving", "green") if ready else ("not serving yet", "red"))
-    engines = [(replica.id, replica.state, replica.self_test, replica.reason) for replica in replicas]
+    engines = [(replica.id, replica.state, replica.self_test, _why(replica)) for replica in replicas]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
     shell.show(
         data,
@@ -127,14 +125,11 @@ def status(
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _wait_ready(shell: Session, client: Client, timeout_s: float) -> None:
-    with shell.waiting(f"Waiting for {client.url} (the engine takes about a minute to start)"):
-        if poll(lambda: True if client.is_ready() else None, timeout_s=timeout_s) is None:
-            raise GatewayError(
-                f"{client.url} serves no requests after {timeout_s:.0f} s; `turnout doctor` says what is missing, the server "
-                "says on its own terminal what it does, and the engine's log is logs/engine-0.log in the server's home",
-                code="not_ready",
-            )
+def _why(replica: Replica) -> str | None:
+    """Why it does not serve; while it starts again, what became of the starts before."""
+    if not replica.failures or replica.state == "ready":
+        return replica.reason
+    return f"failed {replica.failures} times in a row: {replica.reason or replica.last_failure}"
 
 
 def chat(

@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 from pydantic import ValidationError
@@ -247,10 +247,17 @@ class Client:
 
     def is_ready(self) -> bool:
         """Whether completions are served now."""
+        return self.readiness() == "ready"
+
+    def readiness(self) -> Literal["ready", "not_ready", "absent"]:
+        """Whether completions are served now; `absent` when nobody listens there at all."""
         try:
-            return self._http.get("/readyz", timeout=5).status_code == httpx.codes.OK
+            served = self._http.get("/readyz", timeout=5).status_code == httpx.codes.OK
+        except httpx.ConnectError:
+            return "absent"
         except httpx.TransportError:
-            return False
+            return "not_ready"
+        return "ready" if served else "not_ready"
 
     def models(self) -> list[str]:
         """Names that a request may put in `model`."""

@@ -181,6 +181,11 @@ class Replica(Answer):
     state: str
     reason: str | None = None
     self_test: str | None = None
+    started_at: datetime | None = None
+    failures: int = 0  # in a row, since it last served for a while
+    futile_starts: int = 0  # starts in a row that ended before it served, with no adapter to blame
+    last_failure: str | None = None
+    ready_adapters: tuple[str, ...] = ()
 
 
 class Completion(Answer):

@@ -85,7 +85,10 @@ class Controller:
 
     async def _act(self) -> None:
         """Everything that only the holder of the lease may do. Ends with `LeaseLost`, or by being cancelled."""
-        keeper = ReplicaKeeper(self.database, self._settings, self._registry, self._fleet, engine_spec(self._settings))
+        spec = engine_spec(self._settings)
+        keeper = ReplicaKeeper(
+            self.database, self._settings, self._registry, self._fleet, spec, tell=_say_on_the_terminal
+        )
         try:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self.lease.keep())
@@ -138,6 +141,13 @@ class Controller:
             await asyncio.sleep(interval_s)
 
 
+def _say_on_the_terminal(text: str) -> None:
+    """Between the supervisor's sentences: it opens no database, so it does not know why an engine failed."""
+    with contextlib.suppress(OSError):  # nobody reads it any more
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
+
+
 def child_log(settings: Settings, child: Child) -> Path:
     """Where a child's output goes: an engine's by its name, a job's into the directory of the attempt."""
     if child.kind == PROCESS_KIND:
@@ -149,7 +159,8 @@ async def forget_engines(database: Database) -> None:
     """Say that no engine runs, so that gateways send nothing to one."""
     async with database.write() as connection:
         await connection.execute(delete(tables.residency))
-        await connection.execute(update(tables.replicas).values(state=ReplicaState.STOPPED, reason=None))
+        nothing = {"reason": None, "failures": 0, "futile_starts": 0, "last_failure": None}
+        await connection.execute(update(tables.replicas).values(state=ReplicaState.STOPPED, **nothing))
         await bump_revision(connection)
 
 

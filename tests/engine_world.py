@@ -162,7 +162,7 @@ async def an_engine_world(tmp_path: Path, **engine: Any) -> AsyncIterator[Engine
         home=tmp_path / "home",
         auth="none",
         base_model=BaseModelSettings(name=base.name, path=base.path),
-        engine=EngineSettings(command=command, **(FAST | engine)),
+        engine=EngineSettings(**({"command": command} | FAST | engine)),
         jobs=JobSettings(threads=1),
     )
     settings.prepare_directories()

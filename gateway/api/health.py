@@ -8,12 +8,13 @@ from typing import Literal
 
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import select
 
 from .. import tables
 from ..database import Database
 from ..errors import GatewayError
+from ..keys import Principal
 from ..metrics import Metrics
 from ..proxy.app import Lifecycle
 from ..routing.census import take_census
@@ -51,6 +52,9 @@ class Replica(BaseModel, frozen=True):
     reason: str | None
     self_test: str
     started_at: datetime | None
+    failures: int = Field(description="in a row, since it last served for a while")
+    futile_starts: int = Field(description="starts in a row that ended before it served, with no adapter to blame")
+    last_failure: str | None = Field(description="why it failed last; stays while it starts again")
     ready_adapters: list[str]
 
 
@@ -126,10 +130,17 @@ async def replicas(caller: Caller, database: DatabaseService, routing: RoutingSe
         Replica(
             id=row["id"],
             state=row["state"],
-            reason=_TOLD_TO_ADMINS if row["reason"] and not caller.allows("admin") else row["reason"],
+            reason=_told(row["reason"], caller),
             self_test=row["self_test"],
             started_at=row["started_at"],
+            failures=row["failures"],
+            futile_starts=row["futile_starts"],
+            last_failure=_told(row["last_failure"], caller),
             ready_adapters=ready.get(row["id"], []),
         )
         for row in rows
     ]
+
+
+def _told(reason: str | None, caller: Principal) -> str | None:
+    return _TOLD_TO_ADMINS if reason and not caller.allows("admin") else reason

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,8 @@ class EngineAdmin:
         self.socket = socket
         self.base_model = base_model
         self._session: aiohttp.ClientSession | None = None
+        self._has_answered = False
+        self._silent_since: dict[str, float] = {}  # by call, monotonic
 
     async def close(self) -> None:
         """Close every connection."""
@@ -146,10 +149,38 @@ class EngineAdmin:
         try:
             timeout = aiohttp.ClientTimeout(total=timeout_s)
             async with self._session.request(method, f"http://engine{path}", json=body, timeout=timeout) as answer:
-                return answer.status, await answer.text()
+                status, text = answer.status, await answer.text()
         except (TimeoutError, aiohttp.ClientError, OSError) as error:
-            log.info("engine not reached", call=f"{method} {path}", error=f"{type(error).__name__} {error}".rstrip())
-            raise EngineUnreachable(f"{method} {path}: {type(error).__name__}") from error
+            fault = _fault(error, timeout_s)
+            self._note_silence(f"{method} {path}", fault)
+            raise EngineUnreachable(f"{method} {path}: {fault}") from error
+        self._note_answer(f"{method} {path}")
+        return status, text
+
+    def _note_silence(self, call: str, fault: str) -> None:
+        """Told once for as long as it lasts. Before its first answer an engine starts: whoever waits for it tells that."""
+        if self._has_answered and call not in self._silent_since:
+            self._silent_since[call] = time.monotonic()
+            log.warning("engine does not answer", call=call, fault=fault)
+
+    def _note_answer(self, call: str) -> None:
+        self._has_answered = True
+        since = self._silent_since.pop(call, None)
+        if since is not None:
+            log.info("engine answers again", call=call, after_s=round(time.monotonic() - since, 1))
+
+
+def _fault(error: Exception, timeout_s: float) -> str:
+    """What went wrong between us and the engine, in words that name no class of a library."""
+    match error:
+        case TimeoutError():
+            return f"no answer within {timeout_s:g} s"
+        case aiohttp.ClientConnectorError() | FileNotFoundError() | ConnectionRefusedError():
+            return "nothing listens on its socket"
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | OSError():
+            return "the connection broke"
+        case _:
+            return "its answer cannot be read"
 
 
 def _message(text: str) -> str:

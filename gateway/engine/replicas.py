@@ -5,25 +5,29 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal, assert_never
 
 import structlog
-from sqlalchemy import RowMapping, delete, insert, select, update
+from sqlalchemy import RowMapping, select, update
 
 from .. import tables
-from ..database import Database, bump_revision, now
+from ..database import Database, bump_revision
 from ..errors import GatewayError
+from ..logs import Seldom
 from ..registry.models import ReplicaState
 from ..registry.service import Registry
 from ..settings import EngineSettings, Settings
 from .admin import EngineAdmin, EngineRefused, NotFinite
+from .failures import Failures, last_line, told, waits_for
 from .fleet import Fleet
 from .models import ReplicaProcess, ReplicaSpec
 from .probe import Fault, Prober
 from .pulse import PATIENCE_WITH_WORK, Health, Pulse
 from .reconciler import Converger, LoadLedger, Poisoned, Session, StaleEpoch
+from .replica_rows import begin_row, note_failures
 from .self_test import SelfTest, run_self_test, write_adapter
 
 log = structlog.get_logger(__name__)
@@ -36,8 +40,6 @@ MAX_SUSPICIONS = 2
 # A controller that was itself stopped for longer than this knows nothing of the engine's silence.
 _MAX_GAP_S = 3.0
 _IDLE_S = 0.25
-_TAIL_BYTES = 4096
-_MAX_LINE = 300
 
 
 # ---- Deciding -------------------------------------------------------------------------------------------------------
@@ -124,32 +126,31 @@ def backoff_s(failures: int) -> float:
 # ---- Acting ---------------------------------------------------------------------------------------------------------
 
 
-def _last_line(path: Path) -> str:
-    """How a log ends, in few words."""
-    if not path.is_file():
-        return "(empty)"
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL_BYTES))
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip()[-_MAX_LINE:] for line in reversed(lines) if line.strip()), "(empty)")
-
-
 class ReplicaKeeper:
-    """Keeps one replica alive and filled. `tick` often; everything slow runs beside it."""
+    """Keeps one replica alive and filled. `tick` often; everything slow runs beside it. `tell` gets sentences for people."""
 
     def __init__(
-        self, database: Database, settings: Settings, registry: Registry, fleet: Fleet, spec: ReplicaSpec
+        self,
+        database: Database,
+        settings: Settings,
+        registry: Registry,
+        fleet: Fleet,
+        spec: ReplicaSpec,
+        *,
+        tell: Callable[[str], None] = lambda text: None,
     ) -> None:
         self._database = database
         self._settings = settings
         self._registry = registry
         self._fleet = fleet
         self._spec = spec
+        self._tell = tell
         self._converger = Converger(database, settings, registry)
         self._state = ReplicaState.STOPPED
         self._epoch = ""
         self._started_at = self._served_at = self._not_before = self._ticked_at = 0.0
-        self._failures = 0
+        self._failures = Failures()
+        self._reports = Seldom()
         self._suspicions: Counter[str] = Counter()
         self._admin: EngineAdmin | None = None
         self._pulse: Pulse | None = None
@@ -168,6 +169,7 @@ class ReplicaKeeper:
             await self._begin(same.epoch)
             return
         self._state, self._epoch = ReplicaState(row["state"]), process.epoch
+        self._failures = Failures(row["failures"], row["futile_starts"], row["last_failure"])
         self._is_tested = row["self_test"] in ("passed", "skipped")
         if self._state in (ReplicaState.FAILED, ReplicaState.STOPPED):
             await self._fleet.stop(self._spec.id, grace_s=0)
@@ -192,8 +194,7 @@ class ReplicaKeeper:
         decision = decide(seen, self._settings.engine)
         match decision.step:
             case "wait":
-                if self._state is ReplicaState.READY and time.monotonic() - self._served_at > STABLE_AFTER_S:
-                    self._failures = 0
+                await self._wait(seen)
             case "start":
                 await self._start_process()
             case "test":
@@ -201,6 +202,7 @@ class ReplicaKeeper:
                 self._begin_work()
             case "serve":
                 await self._set_state(ReplicaState.READY)
+                await self._note(self._failures.once_served())
                 self._served_at = time.monotonic()
                 self._suspicions.clear()  # whoever was suspected has been loaded and probed since
                 log.info("engine ready", replica=self._spec.id, after_s=round(seen.age_s, 1))
@@ -208,6 +210,22 @@ class ReplicaKeeper:
                 await self._fail(decision.reason)
             case unreachable:
                 assert_never(unreachable)
+
+    async def _wait(self, seen: Sight) -> None:
+        """Nothing to do but to say so now and then, and to forget failures that are long over."""
+        goal = waits_for(self._state, is_tested=self._is_tested)
+        if goal is not None and self._reports.is_due(seen.age_s):
+            last = await asyncio.to_thread(last_line, Path(self._spec.log))
+            log.info(
+                "waiting for the engine",
+                replica=self._spec.id,
+                waited_s=round(seen.age_s),
+                waits_for=goal,
+                log_says=last,
+            )
+        served_s = time.monotonic() - self._served_at
+        if self._state is ReplicaState.READY and served_s > STABLE_AFTER_S and self._failures.in_a_row:
+            await self._note(Failures())
 
     def _sight(self, process: ReplicaProcess) -> Sight:
         clock = time.monotonic()
@@ -237,38 +255,24 @@ class ReplicaKeeper:
         try:
             process = await self._fleet.ensure(self._spec)
         except GatewayError as error:
+            self._epoch = ""  # of no process: without a row nobody would learn why
+            await begin_row(self._database, self._spec, self._epoch, self._failures)
             await self._fail(error.message)
             return
         await self._begin(process.epoch)
 
     async def _begin(self, epoch: str) -> None:
-        """A new process: whatever the table says of the old one's adapters is wrong from now on."""
-        table, rid = tables.replicas, self._spec.id
-        async with self._database.write() as connection:
-            await connection.execute(delete(tables.residency).where(tables.residency.c.replica_id == rid))
-            await connection.execute(delete(table).where(table.c.id == rid))
-            await connection.execute(
-                insert(table).values(
-                    id=rid,
-                    state=ReplicaState.STARTING,
-                    reason=None,
-                    started_at=now(),
-                    socket=self._spec.socket,
-                    epoch=epoch,
-                    self_test="pending",
-                    revision=0,
-                )
-            )
-            await bump_revision(connection)
+        await begin_row(self._database, self._spec, epoch, self._failures)
         self._state, self._epoch = ReplicaState.STARTING, epoch
         self._is_tested = self._is_restored = False
         self._fault = None
-        log.info("engine started", replica=rid, epoch=epoch)
+        log.info("engine started", replica=self._spec.id, epoch=epoch)
         self._watch()
 
     def _watch(self) -> None:
         """Look after the process of the present epoch."""
         self._started_at = self._ticked_at = time.monotonic()
+        self._reports = Seldom()
         self._admin = EngineAdmin(self._spec.socket, self._settings.base_model.name)
         # One that was adopted has served already; the allowance of the first work was its first controller's to give.
         has_worked = self._state is ReplicaState.READY
@@ -336,26 +340,39 @@ class ReplicaKeeper:
     async def _fail(self, reason: str) -> None:
         """Traffic stops first, then what is left of the process, then the guilty are looked for."""
         log.error("engine failed", replica=self._spec.id, reason=reason, log=self._spec.log)
-        last = await asyncio.to_thread(_last_line, Path(self._spec.log))
-        await self._set_state(ReplicaState.FAILED, reason=f"{reason}; its log {self._spec.log} ends: {last}")
-        self._failures += 1
+        last = await asyncio.to_thread(last_line, Path(self._spec.log))
+        has_served = self._state is ReplicaState.READY
+        full = f"{reason}; its log {self._spec.log} ends: {last}"
+        await self._set_state(ReplicaState.FAILED, reason=full)
         await self.close()
         self._pulse = None
         await self._fleet.stop(self._spec.id, grace_s=0)
-        await self._suspect()
-        pause = backoff_s(self._failures)
+        is_blamed = await self._suspect()
+        await self._note(self._failures.after(full, has_served=has_served, is_blamed=is_blamed))
+        pause = backoff_s(self._failures.in_a_row)
         self._not_before = time.monotonic() + pause
+        self._tell(told(f"{reason}; its last words: {last}", self._failures, log=self._spec.log, pause_s=pause))
         if pause:
-            log.info("engine restarts after a pause", replica=self._spec.id, pause_s=pause, failures=self._failures)
+            failures = self._failures.in_a_row
+            log.info("engine restarts after a pause", replica=self._spec.id, pause_s=pause, failures=failures)
 
-    async def _suspect(self) -> None:
-        """Versions that were on their way in when the engine died; who is there again and again is out."""
-        for name in await self._converger.suspects(self._spec.id):
+    async def _suspect(self) -> bool:
+        """Versions that were on their way in when the engine died; who is there again and again is out. Whether any was."""
+        names = await self._converger.suspects(self._spec.id)
+        for name in names:
             self._suspicions[name] += 1
             if self._suspicions[name] >= MAX_SUSPICIONS:
                 reason = f"the engine died {self._suspicions[name]} times while loading or probing it"
                 log.warning("version quarantined", adapter=name, reason=reason)
                 await self._converger.quarantine(name, Fault(code="engine_died", reason=reason))
+        return bool(names)
+
+    async def _note(self, failures: Failures) -> None:
+        """Keep the count where everybody sees it."""
+        if failures == self._failures:
+            return
+        await note_failures(self._database, self._spec, self._epoch, failures)
+        self._failures = failures
 
     async def _set_state(
         self,

@@ -4,7 +4,8 @@
  "leak": share of the last adapter that base gets beside other requests,
  "leak_beside_adapters": the same beside adapters' requests only, as vLLM's CPU build has it,
  "strength": {name: share of an adapter that is applied}, "noise": nats by the size of the batch,
- "start": "spin" for a start that computes and does not end, "hang": true for answers that never come, "spin": true for computing meanwhile}
+ "start": "spin" for a start that computes and does not end, "load_until_told": true, "die_at_start": words,
+ "hang": true for answers that never come, "spin": true for computing meanwhile}
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import asyncio
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,12 @@ async def _serve(arguments: argparse.Namespace) -> None:
     )
     while engine.ordered("start") == "spin":
         pass
+    if words := engine.ordered("die_at_start"):
+        sys.exit(words)
+    if engine.ordered("load_until_told"):
+        print("Loading weights: 40 %", flush=True)  # noqa: T201
+    while engine.ordered("load_until_told"):
+        await asyncio.sleep(0.02)
     await engine.start()
     await asyncio.Event().wait()
 

@@ -8,11 +8,14 @@ import os
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gateway import tables
 from gateway.database import DEFAULT_PROJECT
 from gateway.keys import ANONYMOUS
 from gateway.registry.models import VersionState
@@ -258,6 +261,111 @@ async def test_status_without_an_engine_is_exit_1(stack: Stack) -> None:
 
     assert done.returncode == 1
     assert "out of memory" in done.stdout
+
+
+@asynccontextmanager
+async def status_wait(stack: Stack, key: str = "admin") -> AsyncIterator[Waiting]:
+    """`turnout status --wait` while it follows the engine."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TURNOUT_")}
+    environment = kept | {"TURNOUT_URL": stack.url, "TURNOUT_API_KEY": stack.keys[key], "COLUMNS": "250"}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "gateway.cli", "status", "--wait", env=environment,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield Waiting(process)
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()
+
+
+@dataclass
+class Waiting:
+    process: asyncio.subprocess.Process
+    said: str = ""
+
+    async def says(self, words: str) -> None:
+        """Read on until it has said this."""
+        assert self.process.stdout is not None
+        while words not in self.said:
+            line = await asyncio.wait_for(self.process.stdout.readline(), 60)
+            assert line, f"it ended without {words!r}: {self.said}"
+            self.said += line.decode()
+
+    async def ends(self) -> tuple[int | None, str]:
+        """Its exit code, and what it said last on stderr."""
+        out, err = await asyncio.wait_for(self.process.communicate(), 60)
+        self.said += out.decode()
+        return self.process.returncode, err.decode()
+
+
+@pytest.mark.parametrize(("key", "told"), [("admin", "no room"), ("inference", "a key with scope 'admin' is told why")])
+async def test_status_wait_tells_each_failure_and_gives_up_when_another_start_is_of_no_use(
+    stack: Stack, key: str, told: str
+) -> None:
+    await stack.set_replica("replica-1", state="starting", self_test="pending")
+    async with status_wait(stack, key) as command:
+        await command.says("replica-1 is starting")
+        for count, words in enumerate(("once", "2 times in a row", "3 times in a row"), 1):
+            await stack.set_replica("replica-1", failures=count, futile_starts=count, last_failure="no room [x]")
+            await command.says(f"replica-1 failed {words}; the last time: {told}")
+        code, complaint = await command.ends()
+
+    assert code == 1
+    assert "(engine_never_ready)" in complaint
+    assert told in complaint
+    assert "turnout doctor" in complaint
+
+
+async def test_status_wait_goes_on_while_adapters_are_to_blame(stack: Stack) -> None:
+    await stack.set_replica("replica-1", state="starting", self_test="pending")
+    async with status_wait(stack) as command:
+        await command.says("replica-1 is starting")
+        await stack.set_replica("replica-1", failures=9, futile_starts=2, last_failure="died of support@3")
+        await command.says("failed 9 times in a row; the last time: died of support@3")
+        await stack.set_replica("replica-1", state="testing", self_test="running")
+        await command.says("replica-1 does its self-test")
+        await stack.set_replica("replica-1", state="ready", self_test="passed")
+        code, complaint = await command.ends()
+
+    assert code == 0, complaint
+    assert "serving" in command.said
+
+
+async def test_status_wait_without_a_key_says_at_once_how_to_send_one(stack: Stack) -> None:
+    await stack.set_replica("replica-1", state="starting", self_test="pending")
+
+    done = await turnout(stack, "status", "--wait", key=None)
+
+    assert done.returncode == 1
+    assert "(missing_api_key)" in done.stderr
+
+
+async def test_publish_wait_ends_when_no_engine_will_ever_load_it(stack: Stack, tmp_path: Path) -> None:
+    registry = stack.gateway.services.registry
+    make_adapter(tmp_path / "peft", registry.base, seed=1)
+    version = await as_json(stack, "publish", str(tmp_path / "peft"), "--adapter", "support")
+    await registry.set_state(version["id"], VersionState.VERIFIED, code=None, reason=None, actor="test")
+    await stack.set_replica("replica-1", state="failed", failures=2, futile_starts=2, last_failure="no room")
+    command = asyncio.create_task(turnout(stack, "publish", str(tmp_path / "peft"), "--adapter", "support", "--wait"))
+    while not command.done():  # whenever it looks first, the next failure is one that it sees
+        (row,) = await stack.rows(tables.replicas)
+        await stack.set_replica("replica-1", failures=row.failures + 1, futile_starts=row.failures + 1)
+        await asyncio.wait({command}, timeout=0.5)
+    done = await command
+
+    assert done.returncode == 1
+    assert "no room" in done.stderr
+    assert "(engine_never_ready)" in done.stderr
+
+
+async def test_status_shows_what_became_of_earlier_starts(stack: Stack) -> None:
+    await stack.set_replica("replica-1", state="starting", failures=2, last_failure="no room")
+
+    done = await turnout(stack, "status")
+
+    assert "failed 2 times in a row: no room" in done.stdout
 
 
 async def test_an_unknown_route_is_named(stack: Stack) -> None:

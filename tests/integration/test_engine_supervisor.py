@@ -176,6 +176,36 @@ async def test_a_second_one_over_the_same_home_is_refused(server: Server) -> Non
     assert server.is_ready()
 
 
+async def test_a_failing_engine_is_told_of_on_the_terminal_and_to_whoever_waits(server: Server) -> None:
+    server.world.order(die_at_start="CUDA is [on] fire")
+
+    done = await asyncio.to_thread(turnout, server, "status", "--wait")
+
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "engine-0 failed 3 times in a row; the last time: the engine's process ended with 1" in done.stdout
+    assert "CUDA is [on] fire" in done.stdout
+    assert "CUDA is [on] fire" in done.stderr
+    assert "(engine_never_ready)" in done.stderr
+    said = server.output.read_text()
+    assert "The engine failed: the engine's process ended with 1; its last words: CUDA is [on] fire" in said
+    assert "The engine failed (2 times in a row)" in said
+    assert "engine not reached" not in said
+    assert server.process.poll() is None, "the server goes on: the next start may do better"
+
+    server.world.order()
+    again = await asyncio.to_thread(turnout, server, "status", "--wait")
+
+    assert again.returncode == 0, again.stdout + again.stderr
+
+
+def turnout(server: Server, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """One command against the server."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("TURNOUT_")}
+    environment = kept | {"TURNOUT_URL": server.world.settings.url, "COLUMNS": "400"}
+    argv = [sys.executable, "-m", "gateway.cli", *arguments]
+    return subprocess.run(argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
 async def test_gives_up_on_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -13,7 +13,7 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, insert, select, text, update
+from sqlalchemy import Connection, create_engine, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.database import DEFAULT_PROJECT, Database, record_audit
@@ -21,7 +21,7 @@ from gateway.errors import Invalid
 from gateway.migrations import run as module
 from gateway.migrations.run import head, migrate
 from gateway.settings import Settings
-from gateway.tables import adapter_versions, audit, metadata
+from gateway.tables import adapter_versions, audit, metadata, replicas
 from tests.factories import a_version
 
 
@@ -136,6 +136,31 @@ async def test_an_upgrade_keeps_the_rows_and_a_backup_from_before(
             assert found == (columns,)
             assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
     assert backup.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_replica_of_the_first_schema_is_kept_and_has_not_failed(settings: Settings) -> None:
+    settings.home.mkdir()
+    config = module._config()
+    engine = create_engine(f"sqlite:///{file_of(settings)}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO replicas (id, state, socket, epoch, self_test, revision) "
+                "VALUES ('engine-0', 'ready', '/run/e.sock', '1', 'passed', 3)"
+            )
+        )
+    engine.dispose()
+
+    await migrate(settings)
+
+    found = Database(settings.database)
+    async with found.read() as reading:
+        [row] = (await reading.execute(select(replicas))).mappings()
+    await found.close()
+    assert (row["id"], row["state"], row["revision"]) == ("engine-0", "ready", 3)
+    assert (row["failures"], row["futile_starts"], row["last_failure"], row["batch_noise"]) == (0, 0, None, None)
 
 
 async def test_an_upgrade_that_fails_half_way_changes_nothing(

@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from gateway.cli import hoist
-from gateway.cli_console import ExitCode, plain, poll, size, table, verdict_exit
+from gateway.cli_console import ExitCode, Patience, plain, poll, size, table, verdict_exit
 from gateway.cli_routes import parse_variant
 
 
@@ -71,7 +71,19 @@ def test_polling_ends_with_what_was_found_or_with_the_time() -> None:
     found = iter([None, None, "here"])
 
     assert poll(lambda: next(found), every_s=0) == "here"
-    assert poll(lambda: None, every_s=0, timeout_s=0) is None
+    assert poll(lambda: None, every_s=0, patience=Patience(0, 1000)) is None
+
+
+def test_patience_lasts_as_long_as_something_moves() -> None:
+    signs = iter(range(50))
+    patience = Patience(None, unchanged_s=0.02)
+
+    def look() -> None:
+        patience.saw(next(signs, 50))
+
+    assert poll(look, every_s=0.001, patience=patience) is None
+    assert next(signs, None) is None
+    assert patience.why == "nothing moved for 0 s"
 
 
 @pytest.mark.parametrize(
