@@ -49,6 +49,7 @@ class EvaluationJob(BaseModel, frozen=True, extra="ignore"):
     threads: int | None = Field(default=None, ge=1)
     training_files: tuple[Path, ...] = ()
     engine_dtype: str = "unreported"
+    batch_noise: float | None = None
 
 
 def evaluate(spec: EvaluationJob, endpoint: Endpoint, work: WorkDirectory) -> Report:
@@ -110,7 +111,7 @@ def _report(
     deciding = [check for check in found if check.verdict is verdict]
     return Report(
         target=spec.target, digest=spec.digest, suite=suite.name, suite_digest=spec.suite_digest,
-        base_model=spec.base_model, stable=spec.stable, look=spec.look, verdict=verdict,
+        base_model=spec.base_model, stable=spec.stable, look=spec.look, verdict=verdict, batch_noise=spec.batch_noise,
         reason="; ".join(f"{check.name}: {check.reason}" for check in deciding), fingerprint=scene.fingerprint,
         checks=tuple(found), not_run=tuple(check.name for check in suite.ordered[len(found) :]),
         started_at=started_at, seconds=seconds,

@@ -78,6 +78,10 @@ class Report(BaseModel, frozen=True):
     verdict: Verdict
     reason: str
     fingerprint: Fingerprint
+    # No part of the fingerprint: a measured number would make the results of two starts of one engine incomparable.
+    batch_noise: float | None = Field(
+        default=None, description="nats by which batches alone moved the engine's answers, measured at its start"
+    )
     checks: tuple[CheckReport, ...]
     not_run: tuple[str, ...] = Field(default=(), description="checks left out after the first failure or error")
     started_at: datetime
@@ -114,6 +118,7 @@ def render(report: Report) -> str:
                 ["base model, stable", f"{report.base_model}, {report.stable}"],
                 ["look", f"{report.look}"],
                 ["conditions", ", ".join(f"{k} {_short(v)}" for k, v in report.fingerprint.model_dump().items())],
+                ["batch noise", "not measured" if report.batch_noise is None else f"{report.batch_noise:.3f} nats"],
                 ["took", f"{report.seconds:.0f} s from {report.started_at:%Y-%m-%d %H:%M:%S} UTC"],
             ],
         ),

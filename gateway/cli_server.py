@@ -105,14 +105,14 @@ def status(
         for version in adapter.versions:
             states[version.state] = states.get(version.state, 0) + 1
     head = Text.assemble((client.url, "bold"), "  ", ("serving", "green") if ready else ("not serving yet", "red"))
-    engines = [(replica.id, replica.state, replica.self_test, _why(replica)) for replica in replicas]
+    engines = [(replica.id, replica.state, replica.self_test, _noise(replica), _why(replica)) for replica in replicas]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
     shell.show(
         data,
         lambda: Group(
             head,
             "",
-            table(None, ("ENGINE", "STATE", "SELF-TEST", "REASON"), engines),
+            table(None, ("ENGINE", "STATE", "SELF-TEST", "BATCH NOISE", "REASON"), engines),
             "",
             f"Adapter versions: {counted}",
             "",
@@ -123,6 +123,10 @@ def status(
     )
     if not ready:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _noise(replica: Replica) -> str | None:
+    return None if replica.batch_noise is None else f"{replica.batch_noise:.3f} nats"
 
 
 def _why(replica: Replica) -> str | None:

@@ -181,6 +181,7 @@ class Replica(Answer):
     state: str
     reason: str | None = None
     self_test: str | None = None
+    batch_noise: float | None = None  # nats by which batches alone move the base model's answers
     started_at: datetime | None = None
     failures: int = 0  # in a row, since it last served for a while
     futile_starts: int = 0  # starts in a row that ended before it served, with no adapter to blame

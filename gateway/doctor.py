@@ -9,6 +9,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +25,7 @@ GIB = 2**30
 TRAINING_BYTES = 5 * GIB  # a LoRA run of the default preset peaks at 4 to 5 GB
 ENGINE_OVERHEAD_BYTES = 2 * GIB  # the engine's processes, beside weights and key-value cache
 MIN_DISK_BYTES = 5 * GIB
+MUCH_NOISE_NATS = 0.05  # from here on a greedy answer turns now and then
 FAST_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 NVIDIA = Path("/proc/driver/nvidia/version")
 
@@ -53,6 +55,7 @@ def examine(settings: Settings) -> list[Check]:
         _evaluator,
         _engine,
         _base_model,
+        _batch_noise,
         _private_directory,
         _database,
         _port,
@@ -227,6 +230,32 @@ def _base_model(settings: Settings) -> Check:
         remedy = "run `make base-model`, or set TURNOUT_BASE_MODEL__PATH to a folder in Hugging Face format"
         return Check("Base model", "missing", f"{path} has no {', no '.join(missing)}", remedy)
     return Check("Base model", "ok", f"{settings.base_model.name} at {path}")
+
+
+def _batch_noise(settings: Settings) -> Check:
+    """What the engine measured at its last start. Rounding depends on the batch on some processors; gates allow for it."""
+    found = _measured_noise(settings)
+    if found is None:
+        return Check("Batch noise", "ok", "not measured yet (the engine's self-test does, at its start)")
+    said = f"batches alone move an answer of the base model by up to {found:.3f} nats"
+    if found < MUCH_NOISE_NATS:
+        return Check("Batch noise", "ok", said)
+    remedy = (
+        "the same prompt may get other words under load; TURNOUT_ENGINE__DTYPE=float32 computes without, and slower"
+    )
+    return Check("Batch noise", "warning", said, remedy)
+
+
+def _measured_noise(settings: Settings) -> float | None:
+    if not settings.database.startswith("sqlite"):
+        return None
+    path = settings.database.split(":///", 1)[1]
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
+            found: float | None = connection.execute("SELECT max(batch_noise) FROM replicas").fetchone()[0]
+    except sqlite3.Error:  # no database yet, or one of an older release
+        return None
+    return found
 
 
 def _private_directory(settings: Settings) -> Check:

@@ -51,6 +51,9 @@ class Replica(BaseModel, frozen=True):
     state: str
     reason: str | None
     self_test: str
+    batch_noise: float | None = Field(
+        description="nats by which batches alone move the base model's answers, measured at the start; null: not yet"
+    )
     started_at: datetime | None
     failures: int = Field(description="in a row, since it last served for a while")
     futile_starts: int = Field(description="starts in a row that ended before it served, with no adapter to blame")
@@ -132,6 +135,7 @@ async def replicas(caller: Caller, database: DatabaseService, routing: RoutingSe
             state=row["state"],
             reason=_told(row["reason"], caller),
             self_test=row["self_test"],
+            batch_noise=row["batch_noise"],
             started_at=row["started_at"],
             failures=row["failures"],
             futile_starts=row["futile_starts"],

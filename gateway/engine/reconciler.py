@@ -16,12 +16,13 @@ from .. import tables
 from ..database import Database, bump_revision, now
 from ..errors import Conflict, Refused, Unavailable
 from ..registry.models import ResidencyState, VersionState
+from ..registry.reference import Reference
 from ..registry.service import Registry
 from ..settings import Settings
 from .admin import EngineAdmin, EngineFailed, EngineRefused, NotFinite
 from .models import Resident, Wanted
 from .plan import Load, Observed, Probe, Refuse, RouteTargets, Unload, Withdraw, by_priority, plan
-from .probe import Fault, Prober, Reference, read_reference
+from .probe import Fault, Prober, read_reference
 
 log = structlog.get_logger(__name__)
 

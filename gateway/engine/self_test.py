@@ -153,7 +153,8 @@ def _unexplained(answers: np.ndarray, known: np.ndarray) -> np.ndarray:
     """What no answer without adapters accounts for: each prompt's distance to the nearest of them."""
     differences = answers - known  # round x prompt x candidate
     nearest = _rms(differences, axis=2).argmin(axis=0)
-    return differences[nearest, np.arange(len(answers))]
+    found: np.ndarray = differences[nearest, np.arange(len(answers))]
+    return found
 
 
 def _has_odd_row(found: np.ndarray, effects: np.ndarray, noise: float) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import orjson
 
-from ..database import now
+from ..database import Database, now
 from ..errors import NotFound, Refused
 from ..keys import ApiKey, Keys
 from ..registry.models import AdapterVersion
@@ -24,6 +24,7 @@ from .allocator import ALLOCATOR
 from .local import Jobs
 from .models import EvaluationSpec, FineTuningSpec, Job, JobKind, ProcessSpec, VerifySpec
 from .output import LOG_FILE, PROGRESS_FILE, RESULT_FILE
+from .residence import batch_noise
 from .store import JobStore
 from .suites import Suites, copy_suite, suite_digest
 from .training import training_config
@@ -49,6 +50,7 @@ class Launcher:
 
     def __init__(
         self,
+        database: Database,
         settings: Settings,
         store: JobStore,
         registry: Registry,
@@ -58,6 +60,7 @@ class Launcher:
         *,
         programs: Mapping[JobKind, tuple[str, ...]] = PROGRAMS,
     ) -> None:
+        self._database = database
         self._settings = settings
         self._store = store
         self._registry = registry
@@ -142,6 +145,7 @@ class Launcher:
             "look": spec.look,
             "training_files": [str(path) for path in await self._training_files(version)],
             "engine_dtype": self._settings.engine.dtype,
+            "batch_noise": await batch_noise(self._database),
             "threads": job_threads(self._settings),
         }
 

@@ -71,7 +71,9 @@ class JobReconciler:
         self._registry = registry
         self._store = JobStore(database)
         self._driver = driver or LocalJobs(processes)
-        self._launcher = Launcher(settings, self._store, registry, keys, suites, self._driver, programs=programs)
+        self._launcher = Launcher(
+            database, settings, self._store, registry, keys, suites, self._driver, programs=programs
+        )
         self._endings = Endings(database, settings, self._store, self._launcher, self._driver)
         self._file_check = FileCheck(database, settings, self._store, self._endings)
         self._publisher = Publisher(database, settings, self._store, registry, self._endings, self._residence)

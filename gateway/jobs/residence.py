@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from .. import tables
 from ..database import Database
@@ -78,6 +78,15 @@ async def residence_of(
         rows = (await connection.execute(query)).all()
     places = {row.id: Place(state=row.state, code=row.code, reason=row.reason) for row in rows}
     return judge_residence(version, places, engine_enabled=engine_enabled, given_up=given_up)
+
+
+async def batch_noise(database: Database) -> float | None:
+    """Nats by which batches alone move answers of the engines that take traffic, the largest; None when none was measured."""
+    table = tables.replicas
+    query = select(func.max(table.c.batch_noise)).where(table.c.state == ReplicaState.READY)
+    async with database.read() as connection:
+        found: float | None = (await connection.execute(query)).scalar_one()
+    return found
 
 
 class ResidencyRow(BaseModel, frozen=True):

@@ -9,6 +9,7 @@ import asyncio
 import os
 import signal
 import socket
+import statistics
 import subprocess
 import tempfile
 import time
@@ -23,11 +24,10 @@ import pytest
 from deploy.engine.launch import build_command, build_environment, default_threads, parse_arguments
 from gateway.engine.admin import EngineAdmin, EngineUnreachable
 from gateway.engine.fleet import engine_spec
-from gateway.engine.probe import Fault
-from gateway.engine.self_test import MAX_LEAK_NATS, run_self_test, write_adapter
+from gateway.engine.self_test import SelfTest, run_self_test, write_adapter
 from gateway.processes import group_members
 from gateway.registry.base_family import BaseFamily
-from gateway.settings import BaseModelSettings, Settings
+from gateway.settings import BaseModelSettings, EngineSettings, Settings
 from tests.contract.engine_cases import CASES, LAST_CASES, Case, EngineUnderTest
 from tests.corpus import make_adapter
 
@@ -111,15 +111,19 @@ async def test_real_engine_keeps_the_contract(engine: EngineUnderTest, case: Cas
     await case(engine)
 
 
-async def self_test(admin: EngineAdmin, base: BaseFamily, folder: Path) -> Fault | None:
-    return await run_self_test(admin, write_adapter(folder, base.module_shapes), 4)
+async def self_test(admin: EngineAdmin, base: BaseFamily, folder: Path) -> SelfTest:
+    return await run_self_test(admin, write_adapter(folder, base.module_shapes), EngineSettings())
 
 
 @pytest.mark.invariant(3)
 async def test_self_test_passes_with_the_plugin(
     engine: EngineUnderTest, base_family: BaseFamily, tmp_path: Path
 ) -> None:
-    assert await self_test(engine.admin, base_family, tmp_path) is None
+    found = await self_test(engine.admin, base_family, tmp_path)
+
+    assert found.fault is None
+    assert found.leak <= max(found.batch_noise, 0.05), "beside adapters base is as far from itself as beside base"
+    assert found.effect > 10 * found.batch_noise
 
 
 @pytest.mark.invariant(2)
@@ -142,20 +146,16 @@ async def test_nobody_in_a_mixed_batch_gets_anothers_weights(
     assert not any(task.done() for task in company), "they kept company all the time"
     await asyncio.gather(*company)
 
-    leaks = dict.fromkeys(models, 0.0)
     for (model, prompt), found in zip(keys, together, strict=True):
-        off = max(abs(a - b) for a, b in zip(found, alone[model, prompt], strict=True))
-        leaks[model] = max(leaks[model], off)
-    assert leaks[BASE] <= MAX_LEAK_NATS
-    # Two adapters differ by nats; rounding of a batch of another shape stays far below.
-    assert max(leaks.values()) <= 0.15
-    for one in names:
-        for other in models:
-            if one != other:
-                assert (
-                    max(abs(a - b) for p in PROMPTS for a, b in zip(alone[one, p], alone[other, p], strict=True)) > 0.5
-                )
-        await engine.admin.unload(one)
+        far = {other: distance(found, alone[other, prompt]) for other in models}
+        # A batch of another shape rounds otherwise, by tenths of a nat on some processors; two adapters differ by nats.
+        assert far[model] < min(far[other] for other in models if other != model) / 2, (model, far)
+    for name in names:
+        await engine.admin.unload(name)
+
+
+def distance(one: list[float], other: list[float]) -> float:
+    return statistics.median(abs(a - b) for a, b in zip(one, other, strict=True))
 
 
 @pytest.mark.heavy
@@ -210,12 +210,12 @@ async def test_real_engine_keeps_the_last_of_the_contract(engine: EngineUnderTes
 def test_without_the_plugin_the_self_test_fails(base_family: BaseFamily, tmp_path: Path) -> None:
     usual = build_environment(os.environ, kv_cache_gib=2, threads=default_threads(), cache_dir=None, on_cpu=True)
 
-    async def tested(path: str) -> Fault | None:
+    async def tested(path: str) -> SelfTest:
         async with opened(path) as admin:
             return await self_test(admin, base_family, tmp_path)
 
     with running_engine(environment=usual | {"VLLM_PLUGINS": ""}) as (_, path):
-        fault = asyncio.run(tested(path))
+        fault = asyncio.run(tested(path)).fault
 
     assert fault is not None
     assert fault.code == "self_test_failed"

@@ -9,6 +9,7 @@ import pytest
 
 from gateway.engine.admin import EngineAdmin, EngineUnreachable
 from gateway.engine.self_test import run_self_test, write_adapter
+from gateway.settings import EngineSettings
 from tests.contract.engine_cases import CASES, LAST_CASES, Case, EngineUnderTest
 from tests.corpus import make_adapter, make_base
 from tests.fakes.engine import FakeEngine
@@ -35,7 +36,9 @@ async def test_fake_engine_keeps_the_contract(engine: EngineUnderTest, case: Cas
 async def test_self_test_passes_on_an_engine_that_leaks_nothing(engine: EngineUnderTest) -> None:
     directory = write_adapter(engine.scratch / "selftest", {"model.layers.0.mlp.down_proj": (32, 64)})
 
-    assert await run_self_test(engine.admin, directory, 4) is None
+    found = await run_self_test(engine.admin, directory, EngineSettings())
+
+    assert found.fault is None
     assert await engine.admin.models() == {}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine.replicas import MAX_BACKOFF_S, Decision, Sight, backoff_s, decide
+from gateway.engine.lifecycle import MAX_BACKOFF_S, Decision, Sight, backoff_s, decide
 from gateway.registry.models import ReplicaState
 from gateway.settings import EngineSettings
 
