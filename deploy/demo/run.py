@@ -30,14 +30,15 @@ from gateway.client_models import Job
 from .commands import Commands, DemoFailed, Server, running_in
 from .data import DemoData, make_demo_data
 from .report import Value, as_table, make_rows, missed, write_report
+from .speaker import KnownAnswers
 from .suite import FORMAT, METRIC, NAME, TARGET, UNSEEN, write_suite
 from .traffic import (
     Answer,
     Flow,
-    KnownAnswers,
     Switch,
     Users,
     by_version,
+    learn,
     read_emails,
     share_of,
     unsticky_users,
@@ -159,7 +160,7 @@ class Demo:
         """Send the sample while only `version` can answer; remember what it says. The share of exact answers."""
         seen = users.ask_all((email, f"sample-{email.number}") for email in read_emails(data.heldout, SAMPLE))
         self.answers += seen
-        self.known.learn(version, seen)
+        learn(self.known, version, seen)
         self.console.print(by_version(seen, title))
         return sum(answer.is_exact for answer in seen) / len(seen)
 
@@ -203,13 +204,15 @@ class Demo:
 
     def judge(self, switch: Switch, flow: Sequence[Answer]) -> None:
         """Put the rollback into figures and a sentence."""
-        self.values["wrong_version_answers"] = len(switch.wrong)
+        told = self.known.tells_apart({answer.email.number for answer in flow})
+        # Where no e-mail tells the versions apart, nothing was checked and nothing is claimed.
+        self.values["wrong_version_answers"] = len(switch.wrong) if told else None
         self.values["rollback_ms"] = round(switch.took_ms, 1)
         self.values["rollback_call_ms"] = round(switch.call_ms, 1)
         self.values["rollback_last_old_answer_ms"] = round(switch.last_old_answer_ms, 1)
         failed = sum(answer.error is not None for answer in flow)
         self.console.print(
-            f"{len(flow)} requests flowed, {failed} failed. The call took {switch.call_ms:.0f} ms; no request sent after "
+            f"{len(flow)} requests flowed, {failed} failed; {len(told)} of {SAMPLE} e-mails tell {V1} from {V2}. The call took {switch.call_ms:.0f} ms; no request sent after "
             f"{switch.took_ms:.0f} ms was answered by {V2}; its last open answer ended after {switch.last_old_answer_ms:.0f} ms."
         )
 

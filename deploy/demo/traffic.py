@@ -8,16 +8,20 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
 from openai import OpenAI, OpenAIError
+from openai.types.chat.chat_completion import Choice
 from rich.table import Table
+
+from .speaker import KnownAnswers, Spoken
 
 KEYS = frozenset({"intent", "order_id", "product", "urgency"})
 CLIENTS = 4
 MAX_TOKENS = 64
+TOP_LOGPROBS = 8  # of each token, by which the demo knows who answered
 TIMEOUT_S = 120.0
 
 
@@ -42,6 +46,7 @@ class Answer:
     digest: str = ""
     text: str = ""
     error: str | None = None
+    spoken: Spoken = ()
 
     @property
     def latency_s(self) -> float:
@@ -90,17 +95,26 @@ class Users:
                 max_tokens=MAX_TOKENS,
                 temperature=0,
                 user=user,
+                logprobs=True,
+                top_logprobs=TOP_LOGPROBS,
             )
-            text = raw.parse().choices[0].message.content or ""
+            choice = raw.parse().choices[0]
         except OpenAIError as error:
             return Answer(email, user, sent_at, time.time(), error=f"{type(error).__name__}: {error}")
         version, digest = raw.headers.get("x-turnout-version", ""), raw.headers.get("x-turnout-digest", "")
-        return Answer(email, user, sent_at, time.time(), version, digest, text)
+        text = choice.message.content or ""
+        return Answer(email, user, sent_at, time.time(), version, digest, text, spoken=_spoken(choice))
 
     def ask_all(self, requests: Iterable[tuple[Email, str]]) -> list[Answer]:
         """Several requests, a few at a time."""
         with ThreadPoolExecutor(CLIENTS) as pool:
             return list(pool.map(lambda request: self.ask(*request), requests))
+
+
+def _spoken(choice: Choice) -> Spoken:
+    """The tokens of an answer with the likeliest at each place."""
+    content = choice.logprobs.content if choice.logprobs else None
+    return tuple((said.token, {top.token: top.logprob for top in said.top_logprobs}) for said in content or ())
 
 
 class Flow:
@@ -164,26 +178,6 @@ def share_of(version: str, answers: Iterable[Answer]) -> float | None:
     return given.count(version) / len(given) if given else None
 
 
-@dataclass
-class KnownAnswers:
-    """What each version says to each e-mail, learned while it was the only one that could answer."""
-
-    _said: dict[str, dict[int, set[str]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(set)))
-
-    def learn(self, version: str, answers: Iterable[Answer]) -> None:
-        """Remember answers that `version` alone can have given."""
-        for answer in answers:
-            if answer.error is None:
-                self._said[version][answer.email.number].add(answer.text)
-
-    def contradicts(self, answer: Answer) -> bool:
-        """Whether the text is known from another version, and unknown from the one that the headers name."""
-        number = answer.email.number
-        own = self._said[answer.version][number] if answer.version in self._said else set()
-        others = {text for version, said in self._said.items() if version != answer.version for text in said[number]}
-        return bool(own) and answer.text in others and answer.text not in own
-
-
 @dataclass(frozen=True)
 class Switch:
     """How a rollback looked from outside."""
@@ -207,13 +201,25 @@ def watch_switch(
     after = [answer for answer in good if answer.version == old and answer.sent_at >= started_at]
     ended = [answer.done_at for answer in good if answer.version == old and answer.done_at >= started_at]
     late = [answer for answer in after if answer.sent_at > completed_at]
-    contradicting = [answer for answer in good if answer not in late and known.contradicts(answer)]
+    contradicting = [answer for answer in good if answer not in late and is_contradicted(known, answer)]
     return Switch(
         call_ms=(completed_at - started_at) * 1000,
         last_old_start_ms=max(((answer.sent_at - started_at) * 1000 for answer in after), default=0.0),
         last_old_answer_ms=max(((at - started_at) * 1000 for at in ended), default=0.0),
         wrong=(*late, *contradicting),
     )
+
+
+def learn(known: KnownAnswers, version: str, answers: Iterable[Answer]) -> None:
+    """Remember answers that `version` alone can have given."""
+    for answer in answers:
+        if answer.error is None:
+            known.learn(version, answer.email.number, answer.spoken)
+
+
+def is_contradicted(known: KnownAnswers, answer: Answer) -> bool:
+    """Whether another version gave it than its headers name."""
+    return known.contradicts(answer.version, answer.email.number, answer.spoken)
 
 
 def by_version(answers: Sequence[Answer], title: str) -> Table:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -11,12 +12,14 @@ import pytest
 from deploy.demo.commands import running_in
 from deploy.demo.data import make_demo_data
 from deploy.demo.report import TARGETS, Value, as_table, make_rows, missed, write_report
+from deploy.demo.speaker import KnownAnswers, Spoken, distance
 from deploy.demo.suite import NAME, write_suite
 from deploy.demo.traffic import (
     Answer,
     Email,
-    KnownAnswers,
     by_version,
+    is_contradicted,
+    learn,
     read_emails,
     share_of,
     unsticky_users,
@@ -99,23 +102,78 @@ def test_only_the_server_and_its_children_are_found_in_a_home(tmp_path: Path) ->
     assert {name for name, process in started.items() if process.pid in found} == {"server", "job"}
 
 
+def said(*tokens: str, seed: int, noise: float = 0.0, noise_seed: int = 0) -> Spoken:
+    """Tokens with the log-probabilities of eight likely ones at each place; another seed stands for other weights."""
+    weights, rounding = random.Random(seed), random.Random(noise_seed)
+    spoken = []
+    for token in tokens:
+        likely = {name: weights.uniform(-12, -4) for name in "abcdefg"} | {token: -0.2}
+        spoken.append((token, {name: value + rounding.uniform(-noise, noise) for name, value in likely.items()}))
+    return spoken
+
+
+GOOD, BAD = said("{", "track", "}", seed=1), said("{", "refund", "}", seed=2)
+
+
 def known_answers() -> KnownAnswers:
     known = KnownAnswers()
-    known.learn(NEW, [an_answer(NEW, "good")])
-    known.learn(OLD, [an_answer(OLD, "bad")])
+    learn(known, NEW, [an_answer(NEW, spoken=GOOD)])
+    learn(known, OLD, [an_answer(OLD, spoken=BAD)])
     return known
 
 
 @pytest.mark.parametrize(
-    ("version", "text", "expected"),
-    [(NEW, "bad", True), (OLD, "good", True), (NEW, "good", False), (OLD, "bad", False), (NEW, "never seen", False)],
+    ("version", "spoken", "expected"),
+    [(NEW, BAD, True), (OLD, GOOD, True), (NEW, GOOD, False), (OLD, BAD, False), (NEW, (), False)],
 )
-def test_a_text_known_from_another_version_contradicts_its_headers(version: str, text: str, expected: bool) -> None:
-    assert known_answers().contradicts(an_answer(version, text)) is expected
+def test_an_answer_near_another_versions_contradicts_its_headers(version: str, spoken: Spoken, expected: bool) -> None:
+    assert is_contradicted(known_answers(), an_answer(version, spoken=spoken)) is expected
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.5])
+def test_the_noise_of_batches_makes_nobody_a_liar_and_hides_none(noise: float) -> None:
+    known = known_answers()
+    for seed in range(30):
+        good = said("{", "track", "}", seed=1, noise=noise, noise_seed=seed)
+        bad = said("{", "refund", "}", seed=2, noise=noise, noise_seed=seed)
+
+        assert not is_contradicted(known, an_answer(NEW, spoken=good))
+        assert is_contradicted(known, an_answer(NEW, spoken=bad))
+
+
+def test_a_word_that_noise_turned_is_still_from_the_same_version() -> None:
+    """Two words were nearly as likely; after the turn the texts have nothing in common, and nothing is concluded from them."""
+    close = {"track": -0.69, "status": -0.70, "x": -9.0, "y": -9.5, "z": -8.0}
+    turned = {"track": -0.72, "status": -0.66, "x": -9.1, "y": -9.4, "z": -8.1}
+    known = KnownAnswers()
+    learn(known, NEW, [an_answer(NEW, spoken=[("{", {"{": -0.1, "x": -7.0}), ("track", close), *GOOD])])
+    learn(known, OLD, [an_answer(OLD, spoken=BAD)])
+
+    answer = an_answer(NEW, spoken=[("{", {"{": -0.1, "x": -7.1}), ("status", turned), *BAD])
+
+    assert not is_contradicted(known, answer)
+
+
+def test_a_prompt_to_which_versions_say_the_same_tells_nothing() -> None:
+    known = KnownAnswers()
+    for version in (OLD, NEW):
+        learn(known, version, [an_answer(version, spoken=GOOD)])
+
+    assert known.tells_apart([EMAIL.number]) == []
+    assert known_answers().tells_apart([EMAIL.number, 99]) == [EMAIL.number]
+    assert not is_contradicted(known, an_answer(OLD, spoken=GOOD))
+
+
+def test_answers_are_compared_up_to_the_word_where_they_part() -> None:
+    same, parted = said("a", "b", "c", seed=1), said("a", "d", "c", seed=1)
+
+    assert distance(same, same) == 0.0
+    assert distance([*same, ("e", {"e": 0.0})], same) == 0.0
+    assert distance(same, [*parted[:2], ("c", {"c": -30.0, "q": 0.0})]) == distance(same[:2], parted[:2])
 
 
 def test_a_clean_switch_has_no_wrong_answer() -> None:
-    flow = [an_answer(OLD, "bad", sent_at=9.9, done_at=10.3), an_answer(NEW, "good", sent_at=10.2)]
+    flow = [an_answer(OLD, spoken=BAD, sent_at=9.9, done_at=10.3), an_answer(NEW, spoken=GOOD, sent_at=10.2)]
 
     switch = watch_switch(flow, old=OLD, started_at=10.0, completed_at=10.1, known=known_answers())
 
@@ -125,7 +183,7 @@ def test_a_clean_switch_has_no_wrong_answer() -> None:
 
 
 def test_a_request_sent_after_the_switch_and_answered_by_the_old_version_is_wrong() -> None:
-    flow = [an_answer(OLD, "bad", sent_at=10.5)]
+    flow = [an_answer(OLD, spoken=BAD, sent_at=10.5)]
 
     switch = watch_switch(flow, old=OLD, started_at=10.0, completed_at=10.1, known=known_answers())
 
@@ -134,7 +192,7 @@ def test_a_request_sent_after_the_switch_and_answered_by_the_old_version_is_wron
 
 
 def test_headers_that_name_the_new_version_over_the_old_ones_text_are_wrong() -> None:
-    flow = [an_answer(NEW, "bad", sent_at=10.5)]
+    flow = [an_answer(NEW, spoken=BAD, sent_at=10.5)]
 
     switch = watch_switch(flow, old=OLD, started_at=10.0, completed_at=10.1, known=known_answers())
 
