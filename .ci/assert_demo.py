@@ -1,4 +1,4 @@
-"""Fail unless the demo's report holds every expected row and every target in it is met."""
+"""Fail unless the demo's report holds every expected row and every target in it is met. How long it took decides nothing."""
 
 import json
 import sys
@@ -17,6 +17,7 @@ EXPECTED = {
     "share_v1",
     "failed_requests",
     "wrong_version_answers",
+    "rollback_loads",
     "rollback_ms",
     "wall_s",
 }
@@ -38,12 +39,12 @@ def main(path: Path) -> int:
         "share_v1": lambda v: v is not None and 0.2 <= v <= 0.8,
         "failed_requests": lambda v: v == 0,
         "wrong_version_answers": lambda v: v == 0,
-        "rollback_ms": lambda v: v <= 1000,
+        "rollback_loads": lambda v: v == 0,
     }
     missed += [
         f"{name} = {rows[name]['value']}"
         for name, holds in limits.items()
-        if name in rows and not holds(rows[name]["value"])
+        if name in rows and (rows[name]["value"] is None or not holds(rows[name]["value"]))
     ]
     for line in [*(f"missing: {name}" for name in missing), *(f"missed: {line}" for line in missed)]:
         sys.stdout.write(line + "\n")

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import psutil
 import typer
 from rich.progress import (
     BarColumn,
@@ -27,8 +32,11 @@ from .cli_console import ExitCode, Session, session, short
 from .errors import GatewayError
 
 _STOPPED = 143  # the trainer's exit code after a signal it understood
+_STOPPING = b"Stopping: the trainer ends the operation that it is in. Ctrl-C again ends it at once.\n"
+_KILLED_WITHIN_S = 60.0  # only the kernel can hold a killed process up
 _TAIL_LINES = 12
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 
 
 def train(
@@ -39,13 +47,17 @@ def train(
     ),
     output: Path = typer.Option(..., "--output", "-o", help="Folder that becomes the bundle; must not exist yet."),
 ) -> None:
-    """Fine-tune an adapter and leave a bundle to publish. Ctrl-C stops; the same command goes on from the last checkpoint."""
+    """Fine-tune an adapter and leave a bundle to publish.
+
+    Ctrl-C stops it between two operations, a second one at once; the same command goes on from the last checkpoint.
+    """
     shell = session(context)
     argv = [sys.executable, "-m", "trainer.run", preset, "--output", str(output), "--json"]
     argv += [word for value in values for word in ("--set", value)]
     log = output.with_name(f"{output.name}.log")
     log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("wb") as errors:
+    _adopt_orphans()
+    with log.open("wb") as errors, _Stop().on_signals() as stop:
         process = subprocess.Popen(
             argv,
             stdout=subprocess.PIPE,
@@ -53,20 +65,79 @@ def train(
             text=True,
             preexec_fn=_die_with_parent,
         )
+        stop.watch(process)
         try:
             trained = _follow(shell, process)
-            code = process.wait()
-        except KeyboardInterrupt:  # the trainer got the signal too
-            code = process.wait() and _STOPPED
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait()
+        except BaseException:
+            process.terminate()
+            process.communicate()  # reads on: what the trainer says last breaks no pipe
+            raise
+        code = stop.wait(process)
     if code == 0 and trained is not None:
         log.unlink()
         shell.show(trained, lambda: _done(trained))
         return
     raise _ended(shell, code, log)
+
+
+@dataclass
+class _Stop:
+    """What signals mean while a trainer runs: the first asks it to stop, the next one ends it at once.
+
+    Neither interrupts this process, which reads what the trainer says to the end and outlives it.
+    """
+
+    asked: int = 0
+    process: subprocess.Popen[str] | None = None
+
+    @contextmanager
+    def on_signals(self) -> Iterator[_Stop]:
+        """Until the block ends. A signal that whoever started us wants ignored stays ignored."""
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        for number in heard:
+            signal.signal(number, self._came)
+        try:
+            yield self
+        finally:
+            for number, handler in heard.items():
+                signal.signal(number, handler)
+
+    def _came(self, number: int, frame: FrameType | None) -> None:
+        self.asked += 1
+        if self.asked > 1:
+            _kill_below()
+            return
+        if self.process is not None:
+            self.process.terminate()
+        with suppress(OSError):  # not through a console: this may have interrupted one
+            os.write(sys.stderr.fileno(), _STOPPING)
+
+    def watch(self, process: subprocess.Popen[str]) -> None:
+        """From now on there is a trainer; one that was started too late to hear a signal is told."""
+        self.process = process
+        if self.asked:
+            process.terminate()
+
+    def wait(self, process: subprocess.Popen[str]) -> int:
+        """The trainer's exit code, when it and all that it started are gone."""
+        code = process.wait()
+        if self.asked:
+            psutil.wait_procs(_kill_below(), timeout=_KILLED_WITHIN_S)
+        return _STOPPED if self.asked and code else code
+
+
+def _kill_below() -> list[psutil.Process]:
+    """SIGKILL of everything that this process started, also of what a dead trainer left."""
+    found = psutil.Process().children(recursive=True)
+    for child in found:
+        with suppress(psutil.Error):
+            child.kill()
+    return found
+
+
+def _adopt_orphans() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _die_with_parent() -> None:

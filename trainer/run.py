@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import select
 import shutil
 import signal
 import sys
@@ -23,6 +25,8 @@ from .errors import BadConfig, Cancelled, TrainingError
 from .models import OnProgress, Places, Progress, Trained
 from .recipes import load_recipe
 
+_STOPPED = 128 + signal.SIGTERM
+
 
 def run(config: SFTConfig, output: Path, on_progress: OnProgress) -> Trained:
     """Train, leave the bundle at `output`, and clear the checkpoints away."""
@@ -35,29 +39,56 @@ def run(config: SFTConfig, output: Path, on_progress: OnProgress) -> Trained:
 
 
 def cancel_on(number: int, frame: FrameType | None) -> None:
-    """A signal handler: stop now; the last checkpoint stays."""
+    """A signal handler: stop now; the last checkpoint stays. A further signal changes nothing: it stops already."""
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
     raise Cancelled(signal.Signals(number).name)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Command line. 0: trained; 1: it failed; 2: the config or the data is wrong; 143: stopped by SIGTERM."""
+    """Command line. 0: trained; 1: it failed; 2: the config or the data is wrong; 143: stopped by a signal, or unheard."""
+    try:
+        return _main(arguments)
+    except BrokenPipeError:
+        if not _is_unheard():
+            raise
+        _fall_silent()
+        return _STOPPED
+
+
+def _main(arguments: list[str] | None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     options = _parser().parse_args(given)
     tell = _tell_json if options.json else _tell_text
     try:
         config = load_config(options.preset, options.set)
         ensure_environment("trainer.run", given, threads=config.threads)
-        signal.signal(signal.SIGTERM, cancel_on)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, cancel_on)
         trained = run(config, options.output, tell)
     except TrainingError as error:
         tell(Progress(f"{error.message} [{error.code}]", level="error"))
         return 2 if error.code in ("bad_config", "bad_data", "no_such_file", "output_exists") else 1
     except (Cancelled, KeyboardInterrupt):
         tell(Progress("stopped; the same command goes on from the last checkpoint", level="warn"))
-        return 128 + signal.SIGTERM
+        return _STOPPED
     if options.json:
         print(json.dumps({"trained": asdict(trained)}, default=str), flush=True)  # noqa: T201
     return 0
+
+
+def _is_unheard() -> bool:
+    """Whether the reader of our output is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _fall_silent() -> None:
+    """Nobody reads us any more; what is still in a buffer then breaks no pipe at the end either."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
 
 
 def _parser() -> argparse.ArgumentParser:

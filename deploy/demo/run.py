@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
 import time
@@ -19,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from rich.console import Console
@@ -27,10 +25,11 @@ from rich.console import Console
 from gateway.client import Client
 from gateway.client_models import Job
 
-from .commands import Commands, DemoFailed, Server, running_in
+from .commands import Commands, DemoFailed, Server
 from .data import DemoData, make_demo_data
 from .report import Value, as_table, make_rows, missed, write_report
 from .speaker import KnownAnswers
+from .stopping import Interrupts, adopt_orphans, below, kill_all, name_of, running_in
 from .suite import FORMAT, METRIC, NAME, TARGET, UNSEEN, write_suite
 from .traffic import (
     Answer,
@@ -199,6 +198,7 @@ class Demo:
             )
             self.answers += flow.answers
             self.judge(switch, flow.answers)
+            self.values["rollback_loads"] = int(moved["needs_load"])
             self.values["rollback_first_answer_ms"] = moved["first_answer_ms"]
             self.values["exact_match_after_rollback"] = round(self.sample(users, data, V1, "The damage is gone"), 3)
 
@@ -267,6 +267,7 @@ def serving(commands: Commands, *, port: int, keep: bool) -> Iterator[Server]:
     home = WORK / "home"
     arguments = ("--home", str(home), "--port", str(port), "--auth", "none")
     server = Server(commands, arguments, home=home.resolve(), log=WORK / "serve.log", keep=keep)
+    commands.check = server.check_alive
     try:
         yield server
     except BaseException:
@@ -277,7 +278,7 @@ def serving(commands: Commands, *, port: int, keep: bool) -> Iterator[Server]:
             server.stop()
 
 
-def run(console: Console, *, seed: int, keep: bool) -> int:
+def run(console: Console, interrupts: Interrupts, *, seed: int, keep: bool) -> int:
     """The demo; 0 when every promise held."""
     started = time.monotonic()
     os.chdir(ROOT)
@@ -289,7 +290,7 @@ def run(console: Console, *, seed: int, keep: bool) -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
     port = free_port()
-    commands = Commands(root=ROOT, environment=environment(port), console=console)
+    commands = Commands(root=ROOT, environment=environment(port), console=console, interrupts=interrupts)
     with Client(f"http://127.0.0.1:{port}") as client:
         demo = Demo(commands, client, seed)
         demo.look()
@@ -355,8 +356,14 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+def what_is_left(interrupts: Interrupts) -> str:
+    """End whatever this process started and still runs, and say how that went."""
+    with interrupts.held():
+        left = kill_all(lambda: below(os.getpid()))
+    if not left:
+        return "nothing is left running"
+    pids = " ".join(str(process.pid) for process in left)
+    return f"still running, though killed: {'; '.join(map(name_of, left))}; look at them with `ps -fp {pids}`"
 
 
 def main() -> int:
@@ -368,15 +375,17 @@ def main() -> int:
     console = Console(highlight=False, soft_wrap=True)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 160
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupts = Interrupts()
+    interrupts.listen()
+    adopt_orphans()
     try:
-        return run(console, seed=options.seed, keep=options.keep)
+        return run(console, interrupts, seed=options.seed, keep=options.keep)
     except DemoFailed as error:
-        console.print(f"The demo stopped: {error}", style="red", markup=False)
-        return 1
+        code, why, style = 1, f"The demo stopped: {error}", "red"
     except KeyboardInterrupt:
-        console.print("Interrupted; nothing is left running.", style="yellow")
-        return 130
+        code, why, style = 130, "Interrupted", "yellow"
+    console.print(f"{why}; {what_is_left(interrupts)}.", style=style, markup=False)
+    return code
 
 
 if __name__ == "__main__":

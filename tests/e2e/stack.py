@@ -18,7 +18,7 @@ import psutil
 import pytest
 from openai import OpenAI
 
-from deploy.demo.commands import command_line, is_running
+from deploy.demo.stopping import command_line, is_running
 
 ROOT = Path(__file__).parents[2]
 BASE_PATH = ROOT / "build" / "models" / "smollm2-135m-instruct"

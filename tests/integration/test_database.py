@@ -186,7 +186,6 @@ async def test_a_lock_held_elsewhere_is_reported_as_busy(
 ) -> None:
     monkeypatch.setattr(module, "_BUSY_TIMEOUT_MS", 200)
     impatient = Database(database.url)
-    started = time.monotonic()
     with closing(sqlite3.connect(tmp_path / "state.db", isolation_level=None)) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(Unavailable) as caught:
@@ -196,7 +195,6 @@ async def test_a_lock_held_elsewhere_is_reported_as_busy(
     await impatient.close()
 
     assert caught.value.code == "database_busy"
-    assert time.monotonic() - started < 5
     assert (await values(database))["a"] == 1
 
 

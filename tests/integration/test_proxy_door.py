@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -395,14 +394,13 @@ async def test_without_keys_everyone_here_is_served_and_a_good_key_still_counts(
 # ---- Costs of hostile input
 
 
-async def test_a_long_range_header_costs_nothing(stack: Stack) -> None:
+async def test_a_long_range_header_is_not_looked_at(stack: Stack) -> None:
     async with stack.client("admin") as client:
-        await client.get("/v1/models")
-        started = time.perf_counter()
+        whole = await client.get("/v1/models")
         response = await client.get("/v1/models", headers={"range": "bytes=" + ",".join(["0-1"] * 2500)})
 
-    assert response.status_code == 200
-    assert time.perf_counter() - started < 0.5
+    assert (response.status_code, response.content) == (200, whole.content)
+    assert "content-range" not in response.headers
 
 
 async def test_smuggled_framing_is_refused(stack: Stack) -> None:

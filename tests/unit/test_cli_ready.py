@@ -10,7 +10,7 @@ import httpx
 import pytest
 from rich.console import Console
 
-from gateway import cli_console, cli_ready
+from gateway import cli_ready
 from gateway.cli_console import Session
 from gateway.cli_ready import FUTILE_STARTS, EngineWatch, Look, doing, hopeless, news, wait_ready
 from gateway.client import Client
@@ -118,7 +118,7 @@ def starting(request: httpx.Request) -> httpx.Response:
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_console.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr("gateway.cli_console.time.sleep", lambda seconds: None)
 
 
 def test_a_server_that_answered_and_is_gone_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 DONE = {"bundle": "out", "digest": "a" * 64, "steps": 4, "tokens": 100, "metrics": {"valid_loss": 0.5}}
 STEPS = """
 import json, sys
@@ -33,7 +34,7 @@ def start(folder: Path, script: str, *arguments: str) -> subprocess.Popen[str]:
     (folder / "trainer" / "__init__.py").touch()
     (folder / "trainer" / "run.py").write_text(script)
     argv = [sys.executable, "-m", "gateway.cli", "train", "sft", "--output", "out", *arguments]
-    environment = {**os.environ, "COLUMNS": "200", "TERM": "dumb"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200", "TERM": "dumb"}
     return subprocess.Popen(
         argv, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -83,6 +84,63 @@ def test_a_stopped_command_leaves_no_trainer_behind(tmp_path: Path, number: sign
     process.communicate(timeout=60)
 
     psutil.wait_procs([trainer], timeout=10)
+    assert not trainer.is_running()
+
+
+# One operation that hears no signal until the file `go` is there, and then the last word.
+HARD_OF_HEARING = """
+import json, os, pathlib, signal, sys, time
+def stop(number, frame):
+    for other in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(other, signal.SIG_IGN)
+    print(json.dumps({"message": "my last word", "level": "warn"}), flush=True)
+    sys.exit(143)
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, stop)
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+pathlib.Path("pid").write_text(str(os.getpid()))
+while not pathlib.Path("go").exists():
+    time.sleep(0.02)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM, signal.SIGINT])
+time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_lets_the_trainer_end_its_operation_and_hears_its_last_word(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    process = start(tmp_path, HARD_OF_HEARING)
+    trainer = psutil.Process(wait_for_pid(tmp_path / "pid"))
+
+    process.send_signal(number)
+    assert process.stderr is not None
+    stopping = process.stderr.readline()
+    assert trainer.is_running()
+    (tmp_path / "go").touch()
+    out, err = process.communicate(timeout=60)
+
+    assert "Ctrl-C again ends it at once" in stopping
+    assert "my last word" in out
+    assert "goes on from the last complete checkpoint" in err
+    assert process.returncode == 130
+    assert not trainer.is_running()
+    assert (tmp_path / "out.log").read_text() == ""
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_trainer_at_once(tmp_path: Path, second: signal.Signals) -> None:
+    process = start(tmp_path, HARD_OF_HEARING)
+    trainer = psutil.Process(wait_for_pid(tmp_path / "pid"))
+
+    process.send_signal(signal.SIGINT)
+    assert process.stderr is not None
+    process.stderr.readline()
+    process.send_signal(second)
+    _, err = process.communicate(timeout=60)
+
+    assert process.returncode == 130
+    assert "Stopped" in err
     assert not trainer.is_running()
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from deploy.demo.commands import running_in
 from deploy.demo.data import make_demo_data
 from deploy.demo.report import TARGETS, Value, as_table, make_rows, missed, write_report
 from deploy.demo.speaker import KnownAnswers, Spoken, distance
+from deploy.demo.stopping import running_in
 from deploy.demo.suite import NAME, write_suite
 from deploy.demo.traffic import (
     Answer,
@@ -30,6 +30,7 @@ from evals.config import load_suite, suite_file
 RIGHT = {"intent": "track", "order_id": "AB-12345", "product": "oak lamp", "urgency": "low"}
 EMAIL = Email(0, ({"role": "user", "content": "Where is it?"},), RIGHT)
 OLD, NEW = "support@2", "support@1"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def an_answer(
@@ -221,7 +222,7 @@ def test_holds_when_every_target_is_met_and_names_what_is_missed(tmp_path: Path)
     }
 
     assert missed(make_rows(good, {"train_v1": 1.5})) == []
-    assert missed(make_rows(good | {"rollback_ms": 1000.5}, {})) == ["rollback_ms = 1000.5 (target <= 1000)"]
+    assert missed(make_rows(good | {"rollback_loads": 1}, {})) == ["rollback_loads = 1 (target <= 0)"]
 
     write_report(tmp_path / "report.json", make_rows(good, {"train_v1": 1.5}))
     report = json.loads((tmp_path / "report.json").read_text())
@@ -232,8 +233,39 @@ def test_holds_when_every_target_is_met_and_names_what_is_missed(tmp_path: Path)
         "unit": "s",
         "target": None,
         "holds": None,
+        "reference": 199,
     }
     assert as_table(make_rows(good, {})).row_count == len(TARGETS)
+
+
+def test_no_time_is_promised() -> None:
+    assert {name: target for name, (unit, _, target) in TARGETS.items() if unit in ("s", "ms") and target} == {}
+
+
+SLOW_AND_RIGHT: dict[str, Value] = {
+    "exact_match_base": 0.0, "exact_match_few_shot": 0.0, "exact_match_tuned": 0.95, "valid_format_base": 0.0,
+    "exact_match_tuned_unseen_phrasings": 0.8, "valid_format_tuned": 1.0, "gate_v1": "passed", "gate_v2": "failed",
+    "unsticky_users": 0, "share_v1": 0.5, "failed_requests": 0, "wrong_version_answers": 0, "rollback_loads": 0,
+    "rollback_ms": 9_000.0, "wall_s": 13_750.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("figures", "code"),
+    [({}, 0), ({"wrong_version_answers": 1}, 1), ({"rollback_loads": 1}, 1), ({"exact_match_tuned": None}, 1)],
+)
+def test_ci_asserts_what_must_hold_and_never_how_long_it_took(
+    tmp_path: Path, figures: dict[str, Value], code: int
+) -> None:
+    rows = make_rows(SLOW_AND_RIGHT | figures, {"train_v1": 3_430.0, "ready": 900.0})
+    write_report(tmp_path / "report.json", rows)
+
+    argv = [sys.executable, str(ROOT / ".ci" / "assert_demo.py"), str(tmp_path / "report.json")]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+
+    assert (len(missed(rows)) > 0) is (code == 1)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stderr == ""
 
 
 def test_the_suite_loads_and_its_data_is_there(tmp_path: Path) -> None:

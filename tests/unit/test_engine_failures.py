@@ -44,8 +44,8 @@ def test_says_what_a_start_waits_for(state: ReplicaState, is_tested: bool, goal:
 
 
 def test_a_failure_is_a_sentence_with_reason_count_log_and_what_comes_next() -> None:
-    text = told("out of memory", Failures(3, 3, "x"), log="/srv/logs/engine-0.log", pause_s=2)
+    text = told("out of memory", Failures(3, 3, "x"), log="logs/engine-0.log", pause_s=2)
 
     assert text == (
-        "The engine failed (3 times in a row): out of memory\n  Its log is /srv/logs/engine-0.log; it is started again in 2 s."
+        "The engine failed (3 times in a row): out of memory\n  Its log is logs/engine-0.log; it is started again in 2 s."
     )

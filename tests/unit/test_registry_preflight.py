@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,12 @@ def refusal_of(directory: Path, base: BaseFamily) -> Refused:
 @pytest.mark.parametrize("kind", STATIC)
 def test_refuses_every_bad_adapter_with_its_reason(tmp_path: Path, base: BaseFamily, kind: str) -> None:
     BAD[kind].build(tmp_path / "bad", base)
-    started = time.monotonic()
 
     refused = refusal_of(tmp_path / "bad", base)
 
     assert refused.code == BAD[kind].code
     assert refused.code in REASONS
     assert len(refused.message) > 20
-    assert time.monotonic() - started < 1
 
 
 @pytest.mark.parametrize("kind", ONLY_RUNNING_SHOWS)
@@ -328,12 +326,28 @@ def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
     assert peak < size / 2
 
 
-def test_a_huge_number_of_pattern_keys_is_quick(tmp_path: Path, base: BaseFamily) -> None:
-    make_adapter(tmp_path / "good", base, rank_pattern={f"layers.{index}.nothing": 4 for index in range(20_000)})
-    started = time.monotonic()
+def test_work_grows_no_faster_than_the_number_of_pattern_keys(tmp_path: Path, base: BaseFamily) -> None:
+    calls = {count: calls_with_pattern_keys(tmp_path / str(count), base, count) for count in (1_000, 10_000)}
 
-    assert preflight(tmp_path / "good", base, max_rank=16).config["rank_pattern"] == {}
-    assert time.monotonic() - started < 2
+    assert calls[10_000] < 11 * calls[1_000]
+
+
+def calls_with_pattern_keys(folder: Path, base: BaseFamily, count: int) -> int:
+    """Calls of functions, ours and the interpreter's, that a pre-flight makes."""
+    make_adapter(folder, base, rank_pattern={f"layers.{index}.nothing": 4 for index in range(count)})
+    calls = 0
+
+    def note(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(note)
+    try:
+        found = preflight(folder, base, max_rank=16)
+    finally:
+        sys.setprofile(None)
+    assert found.config["rank_pattern"] == {}
+    return calls
 
 
 def test_scales_are_checked_where_they_apply(tmp_path: Path, base: BaseFamily) -> None:
