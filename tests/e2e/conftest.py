@@ -40,7 +40,7 @@ def weights(base_family: BaseFamily, tmp_path_factory: pytest.TempPathFactory) -
     """Plain PEFT folders whose log-probabilities differ by nats: seeds 1 to 4."""
     folder = tmp_path_factory.mktemp("weights")
     for seed in (1, 2, 3, 4):
-        make_adapter(folder / f"seed{seed}", base_family, seed=seed, scale=1.0)
+        make_adapter(folder / f"seed{seed}", base_family, seed=seed, scale=0.9)
     return folder
 
 
