@@ -219,6 +219,7 @@ WHOLE = (
     _refused("no content", _status("HTTP/1.1 204 No Content")),
     _refused("not modified", _status("HTTP/1.1 304 Not Modified")),
     _refused("another place", _status("HTTP/1.1 307 Go")),
+    _refused("a refusal of 2 MB", lambda asked: sized(b" " * 2_000_000, status="HTTP/1.1 400 No")),
     _refused("a failure with an answer behind it", lambda asked: sized(b"{}", status="HTTP/1.1 500 No") + foreign(asked)),
     _refused("the answer to another request", foreign),
     _refused("a stream", lambda asked: chunked(asked.events)),
