@@ -55,7 +55,7 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Take a part of an answer; anything that nobody asked for ends the connection."""
         answer = self._answer
-        if answer is None or answer.is_complete or self._is_lost:
+        if answer is None or self.is_answered or self._is_lost:
             self.abort()
             return
         if not answer.status and self._transport.get_write_buffer_size():

@@ -83,7 +83,8 @@ def test_where_anything_is_cut_does_not_matter(words: list[bytes], cuts: list[in
     cuts=st.lists(st.integers(0, 900), max_size=12),
 )
 def test_a_body_comes_as_it_was_sent(body: bytes, parts: list[int], cuts: list[int]) -> None:
-    pieces, rest = [], body
+    pieces: list[bytes] = []
+    rest = body
     for size in parts:
         pieces, rest = [*pieces, rest[:size]], rest[size:]
     for content in (sized(body), chunked(piece for piece in [*pieces, rest] if piece)):

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, Invalid, Unavailable, UpstreamFailed
-from gateway.proxy import answers
 from gateway.proxy.answers import Seen, StreamRewriter, engine_error, rewrite_whole
 from tests.fakes.stack import events_of
 
@@ -175,9 +174,14 @@ def test_chunks_that_pass_as_bytes_are_the_same_as_those_that_are_parsed(texts: 
 
 
 def test_most_chunks_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
-    parsed: list[bytes] = []
-    loads = answers.orjson.loads
-    monkeypatch.setattr(answers.orjson, "loads", lambda content: parsed.append(content) or loads(content))
+    parsed = []
+    parse = StreamRewriter._chunk
+
+    def counted(self: StreamRewriter, chunk: dict[str, Any]) -> bytes:
+        parsed.append(chunk)
+        return parse(self, chunk)
+
+    monkeypatch.setattr(StreamRewriter, "_chunk", counted)
     rewriting, _ = rewriter()
 
     out = rewriting.feed(stream(*(plain(f"wörd {number}") for number in range(50)), "[DONE]"))
