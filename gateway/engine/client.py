@@ -150,7 +150,9 @@ class _Connection(asyncio.Protocol):
         self._wake()
 
     def _fail(self, reason: str) -> None:
-        self._failure = UpstreamFailed(f"the engine's answer is malformed: {reason}", code="bad_engine_answer")
+        self._failure = UpstreamFailed(
+            f"the engine's answer is malformed ({reason}); try again", code="bad_engine_answer"
+        )
         self.abort()
 
     def _check(self) -> None:

@@ -116,8 +116,8 @@ class StreamRewriter:
         passed: list[bytes] = []
         if self._id_field is None:
             # Only the first chunk is looked into for what all chunks share.
-            first = data.find(_EVENT_END) + len(_EVENT_END)
-            passed, data = self._pass(data[:first]), data[first:]
+            first, end, data = data.partition(_EVENT_END)
+            passed = self._pass(first + end)
         passed += self._pass(data)
         return passed[0] if len(passed) == 1 else b"".join(passed)
 
