@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-from contextlib import suppress
 from time import monotonic, perf_counter
 from typing import Any
 
 import orjson
 import structlog
 
-from ..engine.client import EngineAnswer, EngineClient, EngineClients, EngineUnreachable
+from ..engine.client import MAX_REFUSAL_BYTES, EngineAnswer, EngineClient, EngineClients, EngineUnreachable
 from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed
 from ..metrics import Metrics
 from ..routing.table import RoutingTable, SnapshotReplica
@@ -145,7 +144,7 @@ class Completions:
             if answer.status != 200:
                 raise engine_error(
                     answer.status,
-                    await answer.read(),
+                    await answer.read(max_bytes=MAX_REFUSAL_BYTES),
                     engine_name=answering.engine_name,
                     asked_name=request.model,
                 )
@@ -153,6 +152,10 @@ class Completions:
                 await _pass_stream(answer, request, answering, exchange, cutter, send)
             else:
                 await _pass_whole(answer, request, answering, exchange, cutter, send)
+        except UpstreamFailed:
+            # An answer that is not this request's may be one of a row that is out of step.
+            answer.distrust()
+            raise
         finally:
             client.in_flight -= 1
             answer.release()
@@ -245,7 +248,11 @@ async def _pass_whole(
     send: Send,
 ) -> None:
     content = rewrite_whole(
-        await answer.read(), engine_name=answering.engine_name, asked_name=request.model, seen=exchange.seen
+        await answer.read(),
+        engine_name=answering.engine_name,
+        asked_name=request.model,
+        seen=exchange.seen,
+        request_id=exchange.request_id,
     )
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
     await exchange.begin(200, headers, send)
@@ -267,6 +274,7 @@ async def _pass_stream(
         asked_name=request.model,
         wants_usage=request.wants_usage,
         seen=exchange.seen,
+        request_id=exchange.request_id,
     )
     async for data in answer.parts():
         events = rewriter.feed(data)
@@ -285,9 +293,11 @@ async def _pass_stream(
     if not rewriter.is_done:
         raise UpstreamFailed("the engine broke off its answer; try again", code="engine_error")
     cutter.close()
-    # The last bytes of HTTP's framing; with them the connection can be used again.
-    with suppress(TimeoutError, GatewayError):
-        await asyncio.wait_for(answer.read(), _LAST_BYTES_TIMEOUT_S)
+    if rewriter.has_surplus:
+        answer.distrust()
+    else:
+        # With the last bytes of HTTP's framing the connection can be used again.
+        await answer.ended(_LAST_BYTES_TIMEOUT_S)
 
 
 def _sticky_header(scope: Scope) -> str | None:

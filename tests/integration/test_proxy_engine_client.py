@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from gateway.engine import client as module
 from gateway.engine.client import EngineClient, EngineClients, EngineUnreachable
@@ -194,6 +196,87 @@ async def test_giving_up_closes_the_connection_so_that_the_engine_stops(path: Pa
         asking.cancel()
 
         await asyncio.wait_for(gone.wait(), 5)
+
+
+async def test_an_interim_answer_is_not_the_answer(path: Path) -> None:
+    """Else the connection would be free before the answer has come, and the next client would get it."""
+    may_finish = asyncio.Event()
+    requests = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal requests
+        await request_read(reader)
+        requests += 1
+        if requests == 1:
+            writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+            await may_finish.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nfirst")
+        else:
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nsecond")
+            may_finish.set()
+        await reader.read()
+
+    async with serving(path, peer) as client:
+        first = asyncio.create_task(ask(client))
+        await until(lambda: requests == 1)
+
+        assert await ask(client) == (200, b"second")
+        assert await first == (200, b"first")
+
+
+@pytest.mark.parametrize("is_closing", [True, False])
+async def test_what_came_unread_on_an_idle_connection_is_seen_before_it_is_used(
+    path: Path, *, is_closing: bool
+) -> None:
+    writers: list[asyncio.StreamWriter] = []
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writers.append(writer)
+        await answering(OK, OK)(reader, writer)
+
+    async with serving(path, peer) as client:
+        await ask(client)
+        # Written and not yet read: between here and the next request the loop does not turn.
+        if is_closing:
+            writers[0].transport.get_extra_info("socket")._sock.shutdown(socket.SHUT_RDWR)
+        else:
+            writers[0].write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil")
+        second = await ask(client)
+
+    assert second == (200, b"ok")
+    assert len(writers) == 2
+
+
+async def early(path: Path) -> tuple[str | None, int]:
+    """Ask with a body larger than any buffer, of a peer that answers before it has read it; the error, and what stays open."""
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(OK)
+        await asyncio.sleep(0)
+        await reader.read()
+
+    async with serving(path, peer) as client:
+        try:
+            await asyncio.wait_for(ask(client, b"x" * 2**25), 5)
+        except UpstreamFailed as error:
+            return error.code, len(client._idle)
+        return None, len(client._idle)
+
+
+@pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_an_answer_that_begins_before_the_request_was_sent_is_a_failure(
+    path: Path, loop_factory: Callable[[], asyncio.AbstractEventLoop]
+) -> None:
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        assert runner.run(early(path)) == ("bad_engine_answer", 0)
+
+
+async def test_answers_without_a_body_do_not_fill_the_buffer(path: Path) -> None:
+    empty = b"HTTP/1.1 200 OK\r\nx: " + b"y" * 60_000 + b"\r\ncontent-length: 0\r\n\r\n"
+    async with serving(path, answering(*[empty] * 10)) as client:
+        for _ in range(10):
+            assert await asyncio.wait_for(ask(client), 5) == (200, b"")
 
 
 async def test_clients_of_replicas_that_are_gone_are_forgotten() -> None:

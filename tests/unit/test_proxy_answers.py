@@ -140,10 +140,106 @@ def test_an_event_without_end_is_given_up() -> None:
         rewriting.feed(b"data: " + b"x" * (9 * 2**20))
 
 
-def test_comments_pass() -> None:
+@pytest.mark.parametrize("said", [b": ping\n\n", b"event: ping\n\n", b"id: 1\nretry: 5\n\n", b"\n\n"])
+def test_what_says_nothing_is_dropped(said: bytes) -> None:
     rewriting, _ = rewriter()
 
-    assert rewriting.feed(b": ping\n\n") == b": ping\n\n"
+    assert rewriting.feed(said) == b""
+    assert events_of(rewriting.feed(stream(chunk("x")))) != []
+
+
+def plain(text: str, *, model: str = ENGINE, **fields: Any) -> dict[str, Any]:
+    """A chunk as vLLM writes most of them."""
+    made = chunk(text, model=model)
+    return {
+        "id": made["id"],
+        "object": made["object"],
+        "created": 1,
+        "model": model,
+        "choices": made["choices"],
+        **fields,
+    }
+
+
+@given(texts=st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=6))
+def test_chunks_that_pass_as_bytes_are_the_same_as_those_that_are_parsed(texts: list[str]) -> None:
+    content = stream(plain("first"), *(plain(text) for text in texts))
+    passing, _ = rewriter()
+    parsing, _ = rewriter()
+
+    out = passing.feed(content)
+    one_by_one = b"".join(parsing._event(event) for event in parsing._events.feed(content))
+
+    assert [json.loads(event) for event in events_of(out)] == [json.loads(event) for event in events_of(one_by_one)]
+
+
+def test_most_chunks_are_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+    parse = StreamRewriter._chunk
+
+    def counted(self: StreamRewriter, chunk: dict[str, Any]) -> bytes:
+        parsed.append(chunk)
+        return parse(self, chunk)
+
+    monkeypatch.setattr(StreamRewriter, "_chunk", counted)
+    rewriting, _ = rewriter()
+
+    out = rewriting.feed(stream(*(plain(f"wörd {number}") for number in range(50)), "[DONE]"))
+
+    assert len(events_of(out)) == 51
+    assert len(parsed) == 1
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        stream(plain("x", model="support.v2.0123456789ab")),
+        stream(plain("x") | {"id": "c-2"}),
+        stream(plain("x")).replace(b'"x"', b'"\xff"'),
+        stream(plain("x")).replace(b'"x"', b'"\\x"'),
+        stream(plain("x")).replace(b'"x"', b'"\t"'),
+        stream(plain("x")).replace(b'"created":1', b'"created":01x'),
+        stream(plain("x")).replace(b"}]}", b"}]"),
+        stream(plain("x")).replace(b"}]}", b"}]}}"),
+        b"event: error\n" + stream(plain("x")),
+        b"data: [DONE]\n" + stream(plain("x")),
+    ],
+)
+@pytest.mark.parametrize("is_among_others", [True, False])
+def test_a_chunk_that_only_looks_right_never_reaches_the_client(content: bytes, *, is_among_others: bool) -> None:
+    rewriting, _ = rewriter()
+    rewriting.feed(stream(plain("good")))
+    around = stream(plain("good")) if is_among_others else b""
+
+    with pytest.raises(UpstreamFailed):
+        rewriting.feed(around + content + around)
+
+
+def test_a_stream_of_another_request_is_refused() -> None:
+    mine, other = "req-" + "1" * 22, "req-" + "2" * 22
+    rewriting = StreamRewriter(engine_name=ENGINE, asked_name=ASKED, wants_usage=False, seen=Seen(), request_id=mine)
+
+    with pytest.raises(UpstreamFailed) as caught:
+        rewriting.feed(stream(chunk("theirs") | {"id": f"chatcmpl-{other}"}))
+
+    assert caught.value.code == "wrong_answer"
+
+
+def test_nothing_behind_done_is_passed_on() -> None:
+    rewriting, _ = rewriter()
+    rewriting.feed(stream(chunk(finish="stop"), "[DONE]"))
+    assert not rewriting.has_surplus
+
+    assert rewriting.feed(stream(chunk("more"))) == b""
+    assert rewriting.has_surplus
+
+
+def test_done_without_a_chunk_is_no_answer() -> None:
+    rewriting, _ = rewriter()
+
+    with pytest.raises(UpstreamFailed):
+        rewriting.feed(stream("[DONE]"))
+    assert not rewriting.is_done
 
 
 # ---- Whole answers
@@ -178,6 +274,23 @@ def test_a_whole_answer_of_another_model_is_refused() -> None:
 def test_an_answer_that_is_none_is_refused(content: bytes) -> None:
     with pytest.raises(UpstreamFailed):
         rewrite_whole(content, engine_name=ENGINE, asked_name=ASKED, seen=Seen())
+
+
+@pytest.mark.parametrize(
+    "usage", [{"prompt_tokens": "3"}, {"completion_tokens": -1}, {"prompt_tokens": 2**63}, {"prompt_tokens": True}]
+)
+def test_counts_that_are_none_are_refused(usage: dict[str, Any]) -> None:
+    with pytest.raises(UpstreamFailed):
+        rewrite_whole(whole(usage=usage), engine_name=ENGINE, asked_name=ASKED, seen=Seen())
+
+
+def test_the_answer_to_another_request_is_refused() -> None:
+    mine, other = "req-" + "1" * 22, "req-" + "2" * 22
+
+    with pytest.raises(UpstreamFailed) as caught:
+        rewrite_whole(whole(id=f"cmpl-{other}"), engine_name=ENGINE, asked_name=ASKED, seen=Seen(), request_id=mine)
+
+    assert caught.value.code == "wrong_answer"
 
 
 # ---- Refusals of the engine
