@@ -19,8 +19,9 @@ from .stopping import Interrupts, Stopper, is_running, itself_and_below, running
 
 # Against hanging: a server bounds each part of its own end, and on a slow machine the parts add up.
 STOP_TIMEOUT_S = 300.0
-# For a command that is not wanted any more: a trainer hears a signal between two operations, of some seconds at most.
-COMMAND_TIMEOUT_S = 60.0
+# For a command that is not wanted any more. A trainer hears a signal between two operations; a backward pass is one, and took
+# 46 s on two cores that others used too. Whoever does not want to wait asks again.
+COMMAND_TIMEOUT_S = 120.0
 _LOOK_EVERY_S = 1.0
 _PR_SET_PDEATHSIG = 1
 

@@ -186,10 +186,12 @@ def name_of(process: psutil.Process) -> str:
 
 
 def is_running(process: psutil.Process) -> bool:
-    """Whether it still does something: an ended process that nobody reaped does not."""
+    """Whether it still does something: an ended process that nobody reaped does not, once the last of its threads ended."""
     try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
+        if not process.is_running():
+            return False
+        return process.status() != psutil.STATUS_ZOMBIE or len(list(Path(f"/proc/{process.pid}/task").iterdir())) > 1
+    except (psutil.Error, OSError):
         return False
 
 

@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from deploy.demo.stopping import is_running, kill_all
+
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE_S = 60.0
 # The demo's own main, with one step in place of all.
@@ -83,7 +85,7 @@ class Running:
     def end(self) -> int:
         """The exit code; what the demo started must be gone by then, not soon after."""
         code = self.process.wait(PATIENCE_S)
-        left = [p for p in self.stand_ins if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
+        left = [process for process in self.stand_ins if is_running(process)]
         assert left == []
         return code
 
@@ -149,6 +151,33 @@ def test_another_one_ends_everything_at_once_and_it_is_gone_when_it_says_so(
     assert "Killing" in demo.said
     assert demo.said.rstrip().endswith("Interrupted; nothing is left running.")
     assert "Traceback" not in demo.said + (tmp_path / "out.log").read_text()
+
+
+HEADLESS = """
+import ctypes, threading, time
+threading.Thread(target=time.sleep, args=(600,)).start()
+print("up", flush=True)
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+def test_a_process_whose_first_thread_alone_has_ended_still_runs(tmp_path: Path) -> None:
+    process = subprocess.Popen([sys.executable, "-c", HEADLESS], stdout=subprocess.PIPE, text=True)
+    seen = psutil.Process(process.pid)
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while seen.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
+        assert is_running(seen)
+    finally:
+        process.kill()
+    assert kill_all(lambda: {seen}) == []
+    assert not is_running(seen)
+    process.communicate()
 
 
 # A server that hears no SIGTERM, with an engine in a session of its own, and a command that waits for it.
