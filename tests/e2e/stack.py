@@ -23,7 +23,7 @@ from deploy.demo.stopping import command_line, is_running
 ROOT = Path(__file__).parents[2]
 BASE_PATH = ROOT / "build" / "models" / "smollm2-135m-instruct"
 BASE = "smollm2-135m"
-READY_TIMEOUT_S = 240
+READY_TIMEOUT_S = 540  # against hanging, below the limit of a test: an idle machine takes one to two minutes
 
 T = TypeVar("T")
 
@@ -83,7 +83,7 @@ class Stack:
                 start_new_session=True,
             )
         if not self.admin_key:
-            self.admin_key = wait_for(self._printed_key, timeout_s=60, what="the admin key is printed once")
+            self.admin_key = wait_for(self._printed_key, timeout_s=180, what="the admin key is printed once")
         self.wait_ready()
 
     def _printed_key(self) -> str | None:
@@ -158,7 +158,7 @@ class Stack:
         with self.http() as client:
             return client.post(f"/api/adapters/{adapter}/versions", files=files)
 
-    def wait_resident(self, version: str, *, timeout_s: float = 180) -> dict[str, Any]:
+    def wait_resident(self, version: str, *, timeout_s: float = 540) -> dict[str, Any]:
         """Until the version (`support@1`) is verified, loaded and probed."""
         adapter, number = version.split("@")
 

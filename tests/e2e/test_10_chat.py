@@ -161,9 +161,9 @@ def test_a_client_that_leaves_frees_the_engine(stack: Stack) -> None:
     with stack.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
         lines = answer.iter_lines()  # held: a generator that is dropped closes the connection
         next(lines)
-        wait_for(lambda: _running(stack) == 1, timeout_s=10, what="the engine says that it decodes")
+        wait_for(lambda: _running(stack) == 1, timeout_s=60, what="the engine says that it decodes")
 
-    wait_for(lambda: _running(stack) == 0, timeout_s=10, what="the engine stops the request its client left")
+    wait_for(lambda: _running(stack) == 0, timeout_s=60, what="the engine stops the request its client left")
 
 
 def _running(stack: Stack) -> int:

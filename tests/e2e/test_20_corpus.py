@@ -51,7 +51,7 @@ def test_verify_refuses_it_with_a_reason(stack: Stack, base_family: BaseFamily, 
         found: dict[str, str] = stack.get(f"/api/adapters/{version['adapter']}/versions/{version['version']}")
         return found if found["state"] != "received" else None
 
-    found = wait_for(rejected, timeout_s=180, what=f"{kind} is judged")
+    found = wait_for(rejected, timeout_s=540, what=f"{kind} is judged")
 
     assert (found["state"], found["state_code"]) == ("rejected", BAD[kind].code)
     assert not any(name.startswith(version["adapter"]) for name in engine_names(stack))

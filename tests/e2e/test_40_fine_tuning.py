@@ -60,7 +60,7 @@ def test_upload_tune_poll_and_chat(stack: Stack, tmp_path: Path) -> None:
         status = client.fine_tuning.jobs.retrieve(job.id).status
         return status if status in ("succeeded", "failed", "cancelled") else None
 
-    status = wait_for(ended, timeout_s=400, what="the fine-tuning job ends")
+    status = wait_for(ended, timeout_s=540, what="the fine-tuning job ends")
     job = client.fine_tuning.jobs.retrieve(job.id)
     assert status == "succeeded", job.error
     assert job.fine_tuned_model == "colours@1"
@@ -91,7 +91,7 @@ def test_a_bad_file_fails_the_job_with_line_numbers(stack: Stack, tmp_path: Path
     def failed() -> bool | None:
         return client.fine_tuning.jobs.retrieve(job.id).status == "failed"
 
-    wait_for(failed, timeout_s=60, what="the job fails")
+    wait_for(failed, timeout_s=180, what="the job fails")
     error = client.fine_tuning.jobs.retrieve(job.id).error
     assert error is not None
     assert "line 5" in (error.message or "")

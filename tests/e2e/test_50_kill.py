@@ -146,7 +146,7 @@ def heal(stack: Stack, *versions: str) -> None:
         except httpx.HTTPError:
             return None
 
-    wait_for(answers, timeout_s=120, what=f"{', '.join(versions)} answer again")
+    wait_for(answers, timeout_s=300, what=f"{', '.join(versions)} answer again")
 
 
 @pytest.mark.invariant(10)
@@ -171,7 +171,7 @@ def test_controller_killed_adopts_the_engine(stack: Stack, alpha: str) -> None:
     assert ask(stack, "alpha@1").status_code == 200
     wait_for(
         lambda: [pid for pid in pids(stack, "gateway.controller") if pid != controller],
-        timeout_s=30,
+        timeout_s=120,
         what="a new controller",
     )
     heal(stack, "alpha@1")
@@ -186,7 +186,7 @@ def test_gateway_killed_in_a_publish_leaves_nothing_half_done(stack: Stack, alph
     bundles = sorted(stack.home.glob("artifacts/??/*"))
 
     with half_an_upload(stack, weights / "seed4", "unfinished"):
-        wait_for(lambda: list(staging.glob("*/*")), timeout_s=30, what="the upload reaches the disk")
+        wait_for(lambda: list(staging.glob("*/*")), timeout_s=120, what="the upload reaches the disk")
         os.kill(gateway, signal.SIGKILL)
     heal(stack, "alpha@1")
 
@@ -260,19 +260,19 @@ def test_trainer_and_controller_killed_in_a_job_which_still_finishes(stack: Stac
         found = pids(stack, "trainer.job")
         return psutil.Process(found[0]) if found else None
 
-    running = wait_for(trainer, timeout_s=60, what="the trainer starts")
+    running = wait_for(trainer, timeout_s=180, what="the trainer starts")
     wait_for(
         lambda: any(event.type == "metrics" for event in client.fine_tuning.jobs.list_events(job.id).data),
         timeout_s=120,
         what="training makes steps",
     )
     os.killpg(running.pid, signal.SIGKILL)
-    second = wait_for(lambda: other_than(running.pid, trainer()), timeout_s=60, what="a second attempt")
+    second = wait_for(lambda: other_than(running.pid, trainer()), timeout_s=180, what="a second attempt")
     (controller,) = pids(stack, "gateway.controller")
     os.kill(controller, signal.SIGKILL)
     wait_for(
         lambda: [pid for pid in pids(stack, "gateway.controller") if pid != controller],
-        timeout_s=30,
+        timeout_s=120,
         what="a new controller",
     )
     assert second.is_running(), "the job outlives its controller"
@@ -281,7 +281,7 @@ def test_trainer_and_controller_killed_in_a_job_which_still_finishes(stack: Stac
         status = client.fine_tuning.jobs.retrieve(job.id).status
         return status if status in ("succeeded", "failed") else None
 
-    assert wait_for(ended, timeout_s=400, what="the job ends") == "succeeded"
+    assert wait_for(ended, timeout_s=540, what="the job ends") == "succeeded"
     assert len(stack.get("/api/adapters/phoenix")["versions"]) == 1
     assert pids(stack, "trainer.job") == []
     assert stack.get(f"/api/jobs/{job.id}")["attempt"] == 2, "the second attempt was adopted, not started again"

@@ -35,7 +35,7 @@ from .stack import BASE, BASE_PATH
 
 pytestmark = [pytest.mark.engine]
 
-START_S = 240
+START_S = 540
 PROMPTS = tuple(tuple(range(100 + 40 * number, 112 + 40 * number)) for number in range(6))
 CANDIDATES = tuple(range(300, 320))
 
