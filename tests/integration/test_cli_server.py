@@ -318,6 +318,16 @@ async def test_status_wait_tells_each_failure_and_gives_up_when_another_start_is
     assert "turnout doctor" in complaint
 
 
+async def test_status_shows_the_noise_that_the_engine_measured(stack: Stack) -> None:
+    await stack.set_replica("replica-1", batch_noise=0.3159)
+
+    shown = await turnout(stack, "status")
+    data = json.loads((await turnout(stack, "--json", "status")).stdout)
+
+    assert "0.316 nats" in shown.stdout
+    assert data["replicas"][0]["batch_noise"] == 0.3159
+
+
 async def test_status_wait_goes_on_while_adapters_are_to_blame(stack: Stack) -> None:
     await stack.set_replica("replica-1", state="starting", self_test="pending")
     async with status_wait(stack) as command:

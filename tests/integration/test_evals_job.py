@@ -154,6 +154,15 @@ def test_a_better_version_passes_and_leaves_a_report(bench: Bench, tmp_path: Pat
     assert json.loads((directory / "report.json").read_text())["verdict"] == "passed"
 
 
+def test_the_noise_of_the_engine_is_recorded_and_makes_no_other_fingerprint(bench: Bench, tmp_path: Path) -> None:
+    suite = a_target_suite(tmp_path)
+    quiet, noisy = (bench.run(suite, batch_noise=noise)["data"] for noise in (0.0, 0.316))
+
+    assert noisy["report"]["batch_noise"] == 0.316
+    assert noisy["fingerprint"] == quiet["fingerprint"]
+    assert "| batch noise | 0.316 nats |" in (bench.home / "job1" / "report.md").read_text()
+
+
 def test_few_shot_base_sees_the_examples_and_nobody_else_does(bench: Bench, tmp_path: Path) -> None:
     bench.run(a_target_suite(tmp_path))
 

@@ -11,6 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
 from gateway import tables
 from gateway.errors import Conflict
@@ -598,6 +599,24 @@ async def test_the_evaluator_learns_what_the_version_was_trained_on(world: World
     names = [Path(path).name for path in world.seen(job)["spec"]["training_files"]]
     assert names == [second.spec.training_file, first.spec.training_file]  # type: ignore[union-attr]
     assert world.seen(job)["spec"]["engine_dtype"] == "bfloat16"
+
+
+async def test_the_evaluator_learns_the_noise_of_the_engines_that_serve(world: World) -> None:
+    await world.published()
+    job, _ = await world.service.create_evaluation("support@1", "emails", principal=PRINCIPAL)
+    async with world.database.write() as connection:
+        for name, state, noise in (
+            ("a", "ready", 0.1),
+            ("b", "ready", 0.316),
+            ("c", "failed", 0.9),
+            ("d", "ready", None),
+        ):
+            row = {"id": name, "state": state, "socket": "/s", "epoch": "1", "self_test": "passed", "revision": 0}
+            await connection.execute(insert(tables.replicas).values(batch_noise=noise, **row))
+
+    await run_to_end(world, world.reconciler(), job)
+
+    assert world.seen(job)["spec"]["batch_noise"] == 0.316
 
 
 async def test_each_attempt_gets_its_own_key(world: World) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import socket
 import sqlite3
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -74,6 +75,32 @@ def test_a_sound_database_is_told_from_a_broken_one(tmp_path: Path) -> None:
     assert sound.state == "ok"
     assert broken.state == "missing"
     assert "backup" in broken.remedy
+
+
+def a_replica_row(path: Path, noise: float | None) -> None:
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE IF NOT EXISTS replicas (batch_noise FLOAT)")
+        connection.execute("DELETE FROM replicas")
+        connection.execute("INSERT INTO replicas VALUES (?)", (noise,))
+        connection.commit()
+
+
+def test_says_how_much_batches_alone_move_an_answer(tmp_path: Path) -> None:
+    settings = a_settings(tmp_path)
+    before = look(settings, "Batch noise")
+    a_replica_row(tmp_path / "turnout.db", None)
+    unmeasured = look(settings, "Batch noise")
+    a_replica_row(tmp_path / "turnout.db", 0.01)
+    quiet = look(settings, "Batch noise")
+    a_replica_row(tmp_path / "turnout.db", 0.316)
+
+    noisy = look(settings, "Batch noise")
+
+    assert (before.state, unmeasured.state, quiet.state, noisy.state) == ("ok", "ok", "ok", "warning")
+    assert "not measured yet" in before.found
+    assert "not measured yet" in unmeasured.found
+    assert "0.316 nats" in noisy.found
+    assert "TURNOUT_ENGINE__DTYPE=float32" in noisy.remedy
 
 
 def test_a_socket_directory_open_to_others_is_warned_of(tmp_path: Path) -> None:
