@@ -21,7 +21,11 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS = frozenset({204, 304})
 _BAD_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]|^$")
 _BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
-_FAILED: Headers = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"21"), (b"connection", b"close")]
+_FAILED: Headers = [
+    (b"content-type", b"text/plain; charset=utf-8"),
+    (b"content-length", b"21"),
+    (b"connection", b"close"),
+]
 
 
 def _status_lines() -> dict[int, bytes]:
@@ -128,7 +132,9 @@ class Answer:
             return
         self.is_complete = True
         self.keeps_alive = False
-        self._connection.write(self._render(500, _FAILED) + (b"" if self._is_head_request else b"Internal Server Error"))
+        self._connection.write(
+            self._render(500, _FAILED) + (b"" if self._is_head_request else b"Internal Server Error")
+        )
         self._connection.answered()
 
     # ---- The application's side

@@ -83,7 +83,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The request that is being answered must know, and none is begun."""
         self._is_lost = self._is_ending = True
-        self._server_state.connections.discard(self)  # type: ignore[arg-type]
+        self._server_state.connections.discard(self)
         if self._answer is not None:
             self._answer.lose()
         self.resume_writing()

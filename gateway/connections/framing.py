@@ -18,8 +18,8 @@ MAX_FIELDS = 100
 MAX_SIZE_LINE_BYTES = 256
 # Of one body: nobody says anything in them.
 MAX_EXTENSION_BYTES = 16 * 2**10
-# Chunks of a byte each cost as much as large ones: after so many the caller gets what there is.
-_CHUNKS_AT_ONCE = 256
+# Chunks of a byte each cost as much as large ones: after some hundreds of them the caller gets what there is.
+_STEPS_AT_ONCE = 3 * 256
 _BAD_OCTET = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]|\r(?=[^\n])|(?<!\r)\n")
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,8})(;[\t -~\x80-\xff]*)?\r")
 
@@ -38,6 +38,12 @@ class _At(Enum):
     CHUNK_END = 5
     TRAILERS = 6
     REFUSED = 7
+
+
+class _Wait(Enum):
+    """More bytes are needed."""
+
+    WAIT = "wait"
 
 
 Event = Head | bytes | End | Refusal
@@ -144,7 +150,9 @@ class Framer:
             stop = feed + 1 if feed >= 0 else min(len(self._data), bound)
             # A CR that was last when it was checked is bad if no LF follows.
             if feed == self._line or _BAD_OCTET.search(self._data, max(self._checked - 1, self._line), stop):
-                return Refusal(400, code="bad_octet", message="a line holds a control character, or does not end in CR LF")
+                return Refusal(
+                    400, code="bad_octet", message="a line holds a control character, or does not end in CR LF"
+                )
             if feed < 0:
                 self._checked = stop
                 return _too_long() if len(self._data) >= bound else None
@@ -194,58 +202,61 @@ class Framer:
     def _chunks(self) -> Event | None:
         """As much of the body as there is, out of many chunks."""
         parts: list[bytes] = []
-        refusal: Refusal | None = None
-        for _ in range(_CHUNKS_AT_ONCE):
+        found: Refusal | _Wait | None = None
+        for _ in range(_STEPS_AT_ONCE):
             if self._state is _At.SIZE_LINE:
-                had_line, refusal = self._size_line()
-                if refusal is None and not had_line:
-                    break
-            if self._state is _At.CHUNK:
-                part = self._take()
-                if part is None:
-                    break
-                parts.append(part)
-                if self._left:
-                    break
-                self._state = _At.CHUNK_END
-            if self._state is _At.CHUNK_END:
-                end = bytes(self._data[self._at : self._at + 2])
-                if not b"\r\n".startswith(end):
-                    refusal = _bad_chunk("a chunk does not end in CR LF behind its size")
-                elif len(end) < 2:
-                    break
-                else:
-                    self._at += 2
-                    self._state = _At.SIZE_LINE
-            if refusal is not None or self._state is _At.TRAILERS:
+                found = self._size_line()
+            elif self._state is _At.CHUNK:
+                found = self._chunk(parts)
+            elif self._state is _At.CHUNK_END:
+                found = self._chunk_end()
+            else:
+                break
+            if found is not None:
                 break
         if parts:
             # A refusal is found again, at the same byte.
             return b"".join(parts) if len(parts) > 1 else parts[0]
-        if refusal is not None:
-            return self._refuse(refusal)
+        if isinstance(found, Refusal):
+            return self._refuse(found)
         return self._trailers() if self._state is _At.TRAILERS else None
 
-    def _size_line(self) -> tuple[bool, Refusal | None]:
+    def _size_line(self) -> Refusal | _Wait | None:
         feed = self._data.find(b"\n", self._at, self._at + MAX_SIZE_LINE_BYTES)
         if feed < 0:
             if len(self._data) - self._at >= MAX_SIZE_LINE_BYTES:
-                return False, _bad_chunk(f"the size of a chunk takes over {MAX_SIZE_LINE_BYTES} bytes")
-            return False, None
+                return _bad_chunk(f"the size of a chunk takes over {MAX_SIZE_LINE_BYTES} bytes")
+            return _Wait.WAIT
         found = _SIZE_LINE.fullmatch(self._data, self._at, feed)
         if found is None:
-            return False, _bad_chunk("the size of a chunk must be 1 to 8 hexadecimal digits")
-        extension = len(found[2] or b"")
-        if self._extension_bytes + extension > MAX_EXTENSION_BYTES:
-            return False, _bad_chunk(f"the extensions of chunks take over {MAX_EXTENSION_BYTES} bytes")
-        self._extension_bytes += extension
+            return _bad_chunk("the size of a chunk must be 1 to 8 hexadecimal digits, with CR LF behind it")
+        extension_bytes = self._extension_bytes + len(found[2] or b"")
+        if extension_bytes > MAX_EXTENSION_BYTES:
+            return _bad_chunk(f"the extensions of chunks take over {MAX_EXTENSION_BYTES} bytes")
+        self._extension_bytes = extension_bytes
         self._left = int(found[1], 16)
-        self._at = feed + 1
-        self._state = _At.CHUNK
+        self._move(feed + 1)
+        self._state = _At.CHUNK if self._left else _At.TRAILERS
+        return None
+
+    def _chunk(self, parts: list[bytes]) -> _Wait | None:
+        part = self._take()
+        if part is None:
+            return _Wait.WAIT
+        parts.append(part)
         if self._left == 0:
-            self._move(self._at)
-            self._state = _At.TRAILERS
-        return True, None
+            self._state = _At.CHUNK_END
+        return None
+
+    def _chunk_end(self) -> Refusal | _Wait | None:
+        end = bytes(self._data[self._at : self._at + 2])
+        if not b"\r\n".startswith(end):
+            return _bad_chunk("a chunk is longer than its size")
+        if len(end) < 2:
+            return _Wait.WAIT
+        self._at += 2
+        self._state = _At.SIZE_LINE
+        return None
 
     # ---- Steps
 

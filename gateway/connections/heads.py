@@ -16,9 +16,7 @@ _VALUE = rb"[\t -~\x80-\xff]*+"
 # RFC 3986 without `#`, which no request carries, and with the brackets that everybody puts into queries.
 _TARGET = rb"/[!$%&'()*+,./0-9:;=?@A-Z\[\]_a-z~-]*"
 _METHOD = rb"[A-Z][A-Z-]{0,31}"
-_WHOLE = re.compile(
-    rb"(%b) (%b) HTTP/1\.([01])\r\n((?:%b:%b\r\n)*+)\r\n" % (_METHOD, _TARGET, _TOKEN, _VALUE)
-)
+_WHOLE = re.compile(rb"(%b) (%b) HTTP/1\.([01])\r\n((?:%b:%b\r\n)*+)\r\n" % (_METHOD, _TARGET, _TOKEN, _VALUE))
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
 _METHOD_ALONE = re.compile(_METHOD)
 _TARGET_ALONE = re.compile(_TARGET)
@@ -102,9 +100,7 @@ def read_head(head: bytes) -> Head | Refusal | None:
     return _judged(method.decode(), target, headers, noted, is_1_1=minor == b"1")
 
 
-def _judged(
-    method: str, target: bytes, headers: Headers, noted: dict[bytes, bytes], *, is_1_1: bool
-) -> Head | Refusal:
+def _judged(method: str, target: bytes, headers: Headers, noted: dict[bytes, bytes], *, is_1_1: bool) -> Head | Refusal:
     """What the headers say together."""
     host = noted.get(b"host")
     if host is None and is_1_1:
@@ -134,14 +130,16 @@ def _judged(
     )
 
 
-def _body_bytes(noted: dict[bytes, bytes], *, is_1_1: bool) -> int | None | Refusal:
+def _body_bytes(noted: dict[bytes, bytes], *, is_1_1: bool) -> int | Refusal | None:
     """The length of the body: 0 where there is none, None for chunks."""
     coding, length = noted.get(b"transfer-encoding"), noted.get(b"content-length")
     if coding is not None:
         if length is not None:
             return _bad("`Transfer-Encoding` beside `Content-Length`; send one of them", code="bad_length")
         if coding.lower() != b"chunked" or not is_1_1:
-            return _bad(f"`Transfer-Encoding` must be `chunked`, in HTTP/1.1; it is {_shown(coding)}", code="bad_length")
+            return _bad(
+                f"`Transfer-Encoding` must be `chunked`, in HTTP/1.1; it is {_shown(coding)}", code="bad_length"
+            )
         return None
     if length is None:
         return 0
@@ -168,7 +166,9 @@ def line_refusal(line: bytes) -> Refusal | None:
         return _bad(f"the method is malformed: {_shown(method)}", code="bad_request_line")
     refusal = _target_refusal(method, target)
     if refusal is None and _TARGET_ALONE.fullmatch(target) is None:
-        return _bad(f"the path must begin with `/`, other characters percent-encoded: {_shown(target)}", code="bad_target")
+        return _bad(
+            f"the path must begin with `/`, other characters percent-encoded: {_shown(target)}", code="bad_target"
+        )
     return refusal
 
 

@@ -20,7 +20,12 @@ def lengths(words: Words) -> list[Row]:
         Row("length", f"is {said[:30]!r}", words.post(b"Content-Length: " + said.encode()) + CHAT + words.plant, *cut())
         for said in bad
     ]
-    good = {"spaces around": f"  {size}  ", "a space behind": f"{size} ", "tabs around": f"\t{size}\t", "zeros before": f"000{size}"}
+    good = {
+        "spaces around": f"  {size}  ",
+        "a space behind": f"{size} ",
+        "tabs around": f"\t{size}\t",
+        "zeros before": f"000{size}",
+    }
     found += [
         Row("length", f"has {name}", words.post(b"Content-Length: " + said.encode()) + CHAT, *kept())
         for name, said in good.items()
@@ -38,7 +43,9 @@ def lengths(words: Words) -> list[Row]:
         lines = [b"Content-Length: " + one.encode() for one in said]
         found += [
             Row("length", name, words.post(*lines) + CHAT + words.plant, *cut()),
-            Row("length", f"{name}, in other case", words.post(lines[0], lines[1].lower()) + CHAT + words.plant, *cut()),
+            Row(
+                "length", f"{name}, in other case", words.post(lines[0], lines[1].lower()) + CHAT + words.plant, *cut()
+            ),
             Row("length", f"{name}, apart", words.post(lines[0], b"X: y", lines[1]) + CHAT + words.plant, *cut()),
             Row("length", f"{name}, without a key", words.post(*lines, auth=b"X: y") + CHAT + words.plant, *cut()),
         ]
@@ -76,7 +83,12 @@ def codings(words: Words) -> list[Row]:
         found += [
             Row("coding", f"is {said!r}", words.post(line) + body + words.plant, *cut()),
             Row("coding", f"is {said!r}, of a GET", words.get(line) + body + words.plant, *cut()),
-            Row("coding", f"is {said!r}, with a length", words.post(line, b"Content-Length: %d" % len(body)) + body + words.plant, *cut()),
+            Row(
+                "coding",
+                f"is {said!r}, with a length",
+                words.post(line, b"Content-Length: %d" % len(body)) + body + words.plant,
+                *cut(),
+            ),
         ]
     for said in ("chunked", "Chunked", "CHUNKED", " chunked ", "\tchunked\t", "chunKed"):
         line = b"Transfer-Encoding:" + said.encode()
@@ -85,8 +97,18 @@ def codings(words: Words) -> list[Row]:
             Row("coding", f"is {said!r}", words.post(line) + body, *kept()),
             Row("coding", f"is {said!r}, before a length", words.post(line, length) + body + words.plant, *cut()),
             Row("coding", f"is {said!r}, behind a length", words.post(length, line) + body + words.plant, *cut()),
-            Row("coding", f"is {said!r}, with no length", words.post(line, b"Content-Length: 0") + body + words.plant, *cut()),
-            Row("coding", f"is {said!r}, in HTTP/1.0", words.post(line, version=b"HTTP/1.0") + body + words.plant, *cut()),
+            Row(
+                "coding",
+                f"is {said!r}, with no length",
+                words.post(line, b"Content-Length: 0") + body + words.plant,
+                *cut(),
+            ),
+            Row(
+                "coding",
+                f"is {said!r}, in HTTP/1.0",
+                words.post(line, version=b"HTTP/1.0") + body + words.plant,
+                *cut(),
+            ),
             Row("coding", f"is {said!r}, twice", words.post(line, line) + body + words.plant, *cut()),
             Row("coding", f"is {said!r}, of a GET", words.get(line) + body, *kept()),
         ]
@@ -116,17 +138,47 @@ def chunks(words: Words) -> list[Row]:
         body = said.encode() + CRLF + CHAT + CRLF + b"0\r\n\r\n"
         found += [
             Row("chunk", f"of size {said[:30]!r}", words.chunked() + body + words.plant, *cut()),
-            Row("chunk", f"of size {said[:30]!r}, the second", words.chunked() + chunk(b"  ") + body + words.plant, *cut()),
-            Row("chunk", f"of size {said[:30]!r}, without a key", words.chunked(auth=b"X: y") + body + words.plant, *cut(401)),
+            Row(
+                "chunk",
+                f"of size {said[:30]!r}, the second",
+                words.chunked() + chunk(b"  ") + body + words.plant,
+                *cut(),
+            ),
+            Row(
+                "chunk",
+                f"of size {said[:30]!r}, without a key",
+                words.chunked(auth=b"X: y") + body + words.plant,
+                *cut(401),
+            ),
         ]
-    ends = {"nothing": b"", "LF": b"\n", "CR": b"\r", "LF CR": b"\n\r", "a byte more": b"x\r\n", "two": b"\r\n\r\n", "CR CR LF": b"\r\r\n"}
+    ends = {
+        "nothing": b"",
+        "LF": b"\n",
+        "CR": b"\r",
+        "LF CR": b"\n\r",
+        "a byte more": b"x\r\n",
+        "two": b"\r\n\r\n",
+        "CR CR LF": b"\r\r\n",
+    }
     found += [
         Row("chunk", f"ended by {name}", words.chunked() + chunk(CHAT, end=end) + b"0\r\n\r\n" + words.plant, *cut())
         for name, end in ends.items()
     ]
-    lasts = ["0\n\r\n", "0\r\n\n", "0 \r\n\r\n", "-0\r\n\r\n", "0x0\r\n\r\n", "\r\n\r\n", "\n", "0;\n\r\n", "0\r\r\n\r\n", "00000000000\r\n\r\n"]
+    lasts = [
+        "0\n\r\n",
+        "0\r\n\n",
+        "0 \r\n\r\n",
+        "-0\r\n\r\n",
+        "0x0\r\n\r\n",
+        "\r\n\r\n",
+        "\n",
+        "0;\n\r\n",
+        "0\r\r\n\r\n",
+        "00000000000\r\n\r\n",
+    ]
     found += [
-        Row("chunk", f"at last {said!r}", words.chunked() + chunk(CHAT) + said.encode() + words.plant, *cut()) for said in lasts
+        Row("chunk", f"at last {said!r}", words.chunked() + chunk(CHAT) + said.encode() + words.plant, *cut())
+        for said in lasts
     ]
     good = {
         "in capitals": chunk(CHAT, size=size.upper().encode()),
@@ -162,17 +214,37 @@ def trailers(words: Words) -> list[Row]:
         name = line.decode()
         found += [
             Row("trailer", name, keyed + line + CRLF * 2, *kept()),
-            Row("trailer", f"{name}, then a request", keyed + line + CRLF * 2 + new_key(b"own", words), (200, 201), stays=True, made=1),
+            Row(
+                "trailer",
+                f"{name}, then a request",
+                keyed + line + CRLF * 2 + new_key(b"own", words),
+                (200, 201),
+                stays=True,
+                made=1,
+            ),
             Row("trailer", f"{name}, without a key", open_body + line + CRLF * 2, *kept(401)),
         ]
     found += [
         Row("trailer", "the key", open_body + words.auth + CRLF * 2, *kept(401)),
-        Row("trailer", "the key, where the host is empty", words.chunked(auth=b"Authorization:") + WHOLE + words.auth + CRLF * 2, *kept(401)),
-        Row("trailer", "the key, then a request", open_body + words.auth + CRLF * 2 + words.get(), (401, 200), stays=True),
+        Row(
+            "trailer",
+            "the key, where the host is empty",
+            words.chunked(auth=b"Authorization:") + WHOLE + words.auth + CRLF * 2,
+            *kept(401),
+        ),
+        Row(
+            "trailer",
+            "the key, then a request",
+            open_body + words.auth + CRLF * 2 + words.get(),
+            (401, 200),
+            stays=True,
+        ),
         Row("trailer", "ninety", keyed + b"X-A: b\r\n" * 90 + CRLF, *kept()),
         Row("trailer", "too many", keyed + b"X-A: b\r\n" * 101 + CRLF + words.plant, *cut(431)),
         Row("trailer", "too long", keyed + b"X-A: " + b"b" * 70_000 + CRLF * 2 + words.plant, *cut(431)),
-        Row("trailer", "too long together", keyed + (b"X-A: " + b"b" * 8000 + CRLF) * 10 + CRLF + words.plant, *cut(431)),
+        Row(
+            "trailer", "too long together", keyed + (b"X-A: " + b"b" * 8000 + CRLF) * 10 + CRLF + words.plant, *cut(431)
+        ),
     ]
     bad = {
         "folded": b"X-A: b\r\n c", "folded at once": b" X-A: b", "no colon": b"X-A", "a space before the colon": b"X-A : b",
@@ -247,12 +319,20 @@ def unfinished(words: Words) -> list[Row]:
     own = new_key(b"never", words)
     head, _, body = own.partition(CRLF * 2)
     return [
-        *[Row("unfinished", f"after {at} bytes", own[:at], ()) for at in (1, 3, 17, 40, len(head), len(head) + 2, len(head) + 3)],
+        *[
+            Row("unfinished", f"after {at} bytes", own[:at], ())
+            for at in (1, 3, 17, 40, len(head), len(head) + 2, len(head) + 3)
+        ],
         Row("unfinished", "in its body", own[:-1], ()),
         Row("unfinished", "before its body", own[: -len(body)], ()),
         Row("unfinished", "in a chunk", words.chunked(path=b"/api/keys") + chunk(body)[:-5], ()),
         Row("unfinished", "before the last chunk", words.chunked(path=b"/api/keys") + chunk(body), ()),
         Row("unfinished", "in the last chunk", words.chunked(path=b"/api/keys") + chunk(body) + b"0", ()),
-        Row("unfinished", "before the trailers end", words.chunked(path=b"/api/keys") + chunk(body) + b"0\r\nX: y\r\n", ()),
+        Row(
+            "unfinished",
+            "before the trailers end",
+            words.chunked(path=b"/api/keys") + chunk(body) + b"0\r\nX: y\r\n",
+            (),
+        ),
         Row("unfinished", "before the last line ends", words.chunked(path=b"/api/keys") + chunk(body) + b"0\r\n\r", ()),
     ]

@@ -78,7 +78,9 @@ def request_lines(words: Words) -> list[Row]:
         version: b"GET /v1/models HTTP/" + version.encode() for version in ("0.9", "1.2", "1.9", "2.0", "3.0", "9.9")
     }
     found = [Row("request line", name, words.head(line) + words.plant, *cut()) for name, line in refused.items()]
-    found += [Row("request line", f"HTTP/{name}", words.head(line) + words.plant, *cut(505)) for name, line in later.items()]
+    found += [
+        Row("request line", f"HTTP/{name}", words.head(line) + words.plant, *cut(505)) for name, line in later.items()
+    ]
     found += [
         Row("request line", "a long target", words.get(path=b"/" + b"x" * 9000) + words.plant, *cut(414)),
         Row("request line", "a long line", b"GET /" + b"x" * 70_000, *cut(431)),
@@ -125,16 +127,20 @@ def header_lines(words: Words) -> list[Row]:
         "a length behind a bare LF": b"X-A: b\nContent-Length: 9999",
         "an encoding behind a bare CR": b"X-A: b\rTransfer-Encoding: chunked",
     }
+    refused |= {f"name with {chr(octet)!r}": b"X" + bytes([octet]) + b"A: b" for octet in b'"(),/;<=>?@[\\]{} '}
     refused |= {
-        f"name with {chr(octet)!r}": b"X" + bytes([octet]) + b"A: b"
-        for octet in b'"(),/;<=>?@[\\]{} '
+        f"name with octet {octet}": b"X" + bytes([octet]) + b"A: b" for octet in (0, 1, 11, 12, 31, 127, 128, 255)
     }
-    refused |= {f"name with octet {octet}": b"X" + bytes([octet]) + b"A: b" for octet in (0, 1, 11, 12, 31, 127, 128, 255)}
     refused |= {f"value with octet {octet}": b"X-A: b" + bytes([octet]) + b"c" for octet in CONTROLS}
     found = [Row("header line", name, words.get(line) + words.plant, *cut()) for name, line in refused.items()]
     found += [
         Row("header line", "folded at once", words.head(b"GET /v1/models HTTP/1.1\r\n X: y") + words.plant, *cut()),
-        Row("header line", "a space before the first", words.head(b"GET /v1/models HTTP/1.1\r\n X-A: y") + words.plant, *cut()),
+        Row(
+            "header line",
+            "a space before the first",
+            words.head(b"GET /v1/models HTTP/1.1\r\n X-A: y") + words.plant,
+            *cut(),
+        ),
         Row("header line", "LF LF ends the head", words.get()[:-4] + b"\n\n" + words.plant, *cut()),
         Row("header line", "CR LF LF ends the head", words.get()[:-2] + b"\n" + words.plant, *cut()),
         Row("header line", "LF CR LF ends the head", words.get()[:-4] + b"\n\r\n" + words.plant, *cut()),
@@ -166,10 +172,17 @@ def hosts(words: Words) -> list[Row]:
         b"a:b", b"a:80:80", b"a:123456", b":80", b"[::1", b"::1", b"[a", b"[]", b"a[::1]", b"\xc3\xa4", b"a%2fb", b"a;b", b"<a>",
         b"'a'", b'"a"', b"a:-1", b"a:+80", b"a:8 0", b"*",
     ]  # fmt: skip
-    good = [b"localhost", b"127.0.0.1:8000", b"[::1]", b"[::1]:80", b"EXAMPLE.com", b"a-b.c_d", b"localhost ", b"\tlocalhost"]
-    found = [
-        Row("host", f"is {host!r}", words.get(host=b"Host: " + host) + words.plant, *cut()) for host in bad
+    good = [
+        b"localhost",
+        b"127.0.0.1:8000",
+        b"[::1]",
+        b"[::1]:80",
+        b"EXAMPLE.com",
+        b"a-b.c_d",
+        b"localhost ",
+        b"\tlocalhost",
     ]
+    found = [Row("host", f"is {host!r}", words.get(host=b"Host: " + host) + words.plant, *cut()) for host in bad]
     found += [Row("host", f"is {host!r}", words.get(host=b"Host: " + host), *kept()) for host in good]
     found += [
         Row("host", "missing", words.get(host=b"X: y") + words.plant, *cut()),
@@ -214,7 +227,9 @@ def connections(words: Words) -> list[Row]:
         Row("connection", f"says {said!r}", words.get(b"Connection: " + said.encode()) + words.plant, *cut(200))
         for said in closing
     ]
-    found += [Row("connection", f"says {said!r}", words.get(b"Connection: " + said.encode()), *kept()) for said in keeping]
+    found += [
+        Row("connection", f"says {said!r}", words.get(b"Connection: " + said.encode()), *kept()) for said in keeping
+    ]
     found += [
         Row("connection", "says close in a second line", words.get(b"Connection: x", b"Connection: close") + words.plant, *cut(200)),
         Row("connection", "says close in a first line", words.get(b"Connection: close", b"Connection: x") + words.plant, *cut(200)),
@@ -233,9 +248,19 @@ def connections(words: Words) -> list[Row]:
 
 def expectations(words: Words) -> list[Row]:
     """What the client waits for."""
-    bad = ["200-ok", "100-continue, x", "x", "", "100-continue;q=1", "100 continue", "100-continue,100-continue", '"100-continue"']
+    bad = [
+        "200-ok",
+        "100-continue, x",
+        "x",
+        "",
+        "100-continue;q=1",
+        "100 continue",
+        "100-continue,100-continue",
+        '"100-continue"',
+    ]
     found = [
-        Row("expect", f"{said!r}", words.sized(CHAT, b"Expect: " + said.encode()) + words.plant, *cut(417)) for said in bad
+        Row("expect", f"{said!r}", words.sized(CHAT, b"Expect: " + said.encode()) + words.plant, *cut(417))
+        for said in bad
     ]
     found += [
         Row("expect", "100-continue with the body", words.sized(CHAT, b"Expect: 100-continue"), *kept()),
@@ -259,7 +284,9 @@ def upgrades(words: Words) -> list[Row]:
             name = f"to {token!r} by {said!r}"
             found += [
                 Row("upgrade", f"{name} with a body", words.sized(words.plant, *lines, path=b"/v1/models"), *cut()),
-                Row("upgrade", f"{name}, then another request", words.get(*lines) + words.get(), (200, 200), stays=True),
+                Row(
+                    "upgrade", f"{name}, then another request", words.get(*lines) + words.get(), (200, 200), stays=True
+                ),
             ]
         lines = (b"Connection: Upgrade", f"Upgrade: {token}".encode())
         whole = chunk_of(words.plant)
@@ -272,9 +299,25 @@ def upgrades(words: Words) -> list[Row]:
             Row("upgrade", f"to {token!r}, not asked of this connection", words.get(lines[1]) + words.get(), (200, 200), stays=True),
         ]  # fmt: skip
     found += [
-        Row("upgrade", "of a connection to nothing with a body", words.sized(words.plant, b"Connection: Upgrade"), *cut()),
-        Row("upgrade", "of a connection to nothing", words.get(b"Connection: Upgrade") + words.get(), (200, 200), stays=True),
-        Row("upgrade", "by a key of HTTP/2", words.get(b"Connection: HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__"), *kept()),
+        Row(
+            "upgrade",
+            "of a connection to nothing with a body",
+            words.sized(words.plant, b"Connection: Upgrade"),
+            *cut(),
+        ),
+        Row(
+            "upgrade",
+            "of a connection to nothing",
+            words.get(b"Connection: Upgrade") + words.get(),
+            (200, 200),
+            stays=True,
+        ),
+        Row(
+            "upgrade",
+            "by a key of HTTP/2",
+            words.get(b"Connection: HTTP2-Settings", b"HTTP2-Settings: AAMAAABkAAQAAP__"),
+            *kept(),
+        ),
     ]
     return found
 
@@ -300,7 +343,12 @@ def connects(words: Words) -> list[Row]:
             Row("connect", name, words.head(line) + words.plant, *cut(501)),
             Row("connect", f"{name}, with a body", sized, *cut(501)),
             Row("connect", f"{name}, without a key", words.head(line, auth=b"X: y") + words.plant, *cut(501)),
-            Row("connect", f"{name}, with chunks", words.head(line, b"Transfer-Encoding: chunked") + chunk_of(words.plant), *cut(501)),
+            Row(
+                "connect",
+                f"{name}, with chunks",
+                words.head(line, b"Transfer-Encoding: chunked") + chunk_of(words.plant),
+                *cut(501),
+            ),
         ]
     return found
 

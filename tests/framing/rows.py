@@ -62,7 +62,9 @@ class Words:
         """A good GET but for what is added."""
         return self.head(b"GET " + path + b" " + version, *lines, **kind)
 
-    def post(self, *lines: bytes, version: bytes = b"HTTP/1.1", path: bytes = b"/v1/chat/completions", **kind: bytes) -> bytes:
+    def post(
+        self, *lines: bytes, version: bytes = b"HTTP/1.1", path: bytes = b"/v1/chat/completions", **kind: bytes
+    ) -> bytes:
         """The head of a completion that says nothing of its body."""
         return self.head(b"POST " + path + b" " + version, b"Content-Type: application/json", *lines, **kind)
 

@@ -113,7 +113,7 @@ async def wrong_with(row: Row, port: int, key: str, split: Split = "whole") -> s
 
 async def _wrong(row: Row, wire: Wire, key: str, split: Split) -> str | None:
     sending = asyncio.create_task(wire.send(row.sent, split))
-    found = []
+    found: list[int] = []
     for _ in row.statuses:
         answer = await wire.answer(is_head=row.is_head)
         if answer is None:
@@ -133,7 +133,9 @@ async def _wrong(row: Row, wire: Wire, key: str, split: Split) -> str | None:
 async def _wrong_after(wire: Wire, key: str) -> str | None:
     """The connection's next request is its own."""
     name = "the-next-request"
-    await wire.send(f"GET /v1/models/{name} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode())
+    await wire.send(
+        f"GET /v1/models/{name} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {key}\r\n\r\n".encode()
+    )
     answer = await wire.answer()
     if answer is None:
         return "the connection was closed"

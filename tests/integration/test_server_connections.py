@@ -287,7 +287,9 @@ async def test_openais_client_is_told_that_a_file_is_too_large(tmp_path: Path) -
 
 @pytest.mark.parametrize("closing", ["", "connection: close\r\n"])
 async def test_a_stranger_who_sends_a_mebibyte_in_vain_is_told_why(stack: Stack, wire: Wire, closing: str) -> None:
-    sent = await wire.flood(iter([request(stack, "POST", "/v1/files", key="tn-wrong", body=b"x" * STRANGERS, extra=closing)]))
+    sent = await wire.flood(
+        iter([request(stack, "POST", "/v1/files", key="tn-wrong", body=b"x" * STRANGERS, extra=closing)])
+    )
     found, _, body = await wire.answer()
 
     assert sent > STRANGERS
@@ -299,7 +301,7 @@ async def test_a_stranger_who_sends_a_mebibyte_in_vain_is_told_why(stack: Stack,
         assert (await wire.answer())[0] == 200
 
 
-@pytest.mark.parametrize("framing", ["content-length: %d" % 2**40, "transfer-encoding: chunked"])
+@pytest.mark.parametrize("framing", [f"content-length: {2**40}", "transfer-encoding: chunked"])
 @pytest.mark.parametrize("path", ["/v1/files", "/healthz", "/nothing"])
 async def test_of_a_strangers_body_a_mebibyte_is_read(stack: Stack, wire: Wire, path: str, framing: str) -> None:
     head = request(stack, "POST", path, key="tn-wrong").replace(b"content-length: 0", framing.encode())
