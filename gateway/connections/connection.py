@@ -297,7 +297,10 @@ class Connection(asyncio.Protocol):
         self._is_ending = True
         if self._answer is not None:
             self._answer.lose()
-        self.transport.close()
+        if self.is_write_paused:
+            self.transport.abort()  # who takes nothing would have it all kept for a minute
+        else:
+            self.transport.close()
 
     # ---- Reading
 
