@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install base-model demo test test-long check format bench lock clean
+.PHONY: help install base-model demo test test-long fronts check format bench lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -41,8 +41,11 @@ test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, real vLLM include
 	@$(BIN)/python -m pytest -m "not (long or heavy or engine)" -n 2 --durations=15
 	@$(BIN)/python -m pytest -m "(heavy or engine) and not long" --durations=15
 
-test-long: $(VENV)/.installed $(BASE_MODEL)/.complete ## The longer proofs: kill matrix, simulations, mutants
+test-long: $(VENV)/.installed $(BASE_MODEL)/.complete fronts ## The longer proofs: kill matrix, simulations, mutants
 	@$(BIN)/python -m pytest -m long
+
+fronts: ## Install haproxy and nginx, which some long tests put before the gateway; without root these are skipped
+	@bash tests/framing/install_fronts.sh
 
 check: $(VENV)/.installed ## Lint, types, import contracts
 	@$(BIN)/ruff check .

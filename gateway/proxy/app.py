@@ -15,7 +15,7 @@ from ..database import new_id
 from ..errors import Forbidden, GatewayError, Invalid, NotFound, TooLarge, Unavailable
 from ..keys import Principal
 from ..metrics import Metrics
-from .asgi import App, BoundedBody, Receive, Scope, Send, check_declared_size, header
+from .asgi import SHOWED_KEY, App, BoundedBody, Receive, Scope, Send, check_declared_size, header
 from .authentication import Authenticator
 from .completions import PATHS, Completions
 from .errors import render
@@ -116,6 +116,8 @@ class Front:
         """Who is asking; an error for everything that goes no further."""
         self._check_host(scope)
         principal = self._authenticator.principal(header(scope, b"authorization"))
+        if SHOWED_KEY in scope:
+            scope[SHOWED_KEY]()
         if self._lifecycle.is_draining:
             raise Unavailable("the gateway is stopping; try again", code="shutting_down")
         return principal

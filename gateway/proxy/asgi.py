@@ -15,6 +15,9 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 
+# In the scope, where the server wants to know: called when a request has shown a key that counts.
+SHOWED_KEY = "turnout.showed_key"
+
 
 class ClientGone(Exception):
     """The client closed its connection."""

@@ -14,11 +14,13 @@ import openai
 import pytest
 from openai import AsyncOpenAI
 
-from gateway import server, tables
+from gateway import tables
+from gateway.connections import connection as connections
 from tests.fakes.stack import Stack, chat_body, until
 
 MIB = 2**20
 UPLOAD = 30 * MIB
+STRANGERS = MIB - 64 * 1024  # with everything around it less than what is read of a body without a known key
 
 
 @pytest.fixture
@@ -155,7 +157,7 @@ async def test_requests_that_follow_one_another_unasked_are_answered_in_order(st
 async def test_a_connection_that_always_sends_ahead_is_not_cut(
     stack: Stack, wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "MAX_HEADER_BYTES", 4096)
+    monkeypatch.setattr(connections, "HIGH_WATER_BYTES", 1024)
     one = request(stack, "GET", "/healthz", extra=f"x-fill: {'y' * 300}\r\n")
     wire.writer.write(one * 4)
     for _ in range(40):
@@ -178,7 +180,6 @@ async def test_a_large_body_in_small_chunks_is_not_taken_for_headers(stack: Stac
 
 
 REFUSED = [
-    ("a wrong key", "/v1/files", "tn-wrong", 401, "invalid_api_key"),
     ("a key without the scope", "/v1/files", "inference", 403, "insufficient_scope"),
     ("a completion over the cap", "/v1/chat/completions", "inference", 413, "body_too_large"),
     ("a request over the cap", "/api/keys", "admin", 413, "body_too_large"),
@@ -248,20 +249,23 @@ async def test_a_refused_body_that_is_malformed_gets_no_second_answer(stack: Sta
     assert await asyncio.wait_for(wire.reader.read(), 5) == b""
 
 
-async def test_a_blocking_client_that_closes_after_each_request_is_told_why(stack: Stack) -> None:
+@pytest.mark.parametrize(("key", "size", "status"), [("tn-wrong", STRANGERS, 401), ("inference", UPLOAD, 413)])
+async def test_a_blocking_client_that_closes_after_each_request_is_told_why(
+    stack: Stack, key: str, size: int, status: int
+) -> None:
     def post() -> int:
         connection = http.client.HTTPConnection("127.0.0.1", int(stack.url.rpartition(":")[2]), timeout=10)
-        headers = {"Authorization": "Bearer tn-wrong", "Connection": "close"}
-        connection.request("POST", "/v1/files", body=b"x" * UPLOAD, headers=headers)
+        headers = {"Authorization": f"Bearer {stack.keys.get(key, key)}", "Connection": "close"}
+        connection.request("POST", "/v1/files", body=b"x" * size, headers=headers)
         return connection.getresponse().status
 
-    assert await asyncio.to_thread(post) == 401
+    assert await asyncio.to_thread(post) == status
 
 
 async def test_openais_client_is_told_that_its_key_is_wrong(stack: Stack) -> None:
     async with AsyncOpenAI(base_url=f"{stack.url}/v1", api_key="tn-wrong", max_retries=0) as client:
         with pytest.raises(openai.AuthenticationError):
-            await client.files.create(file=("train.jsonl", b"x" * UPLOAD), purpose="fine-tune")
+            await client.files.create(file=("train.jsonl", b"x" * STRANGERS), purpose="fine-tune")
 
 
 async def test_openais_client_is_told_that_its_scope_is_too_small(stack: Stack) -> None:
@@ -281,9 +285,48 @@ async def test_openais_client_is_told_that_a_file_is_too_large(tmp_path: Path) -
         assert (refused.value.status_code, refused.value.code) == (413, "too_large")
 
 
+@pytest.mark.parametrize("closing", ["", "connection: close\r\n"])
+async def test_a_stranger_who_sends_a_mebibyte_in_vain_is_told_why(stack: Stack, wire: Wire, closing: str) -> None:
+    sent = await wire.flood(
+        iter([request(stack, "POST", "/v1/files", key="tn-wrong", body=b"x" * STRANGERS, extra=closing)])
+    )
+    found, _, body = await wire.answer()
+
+    assert sent > STRANGERS
+    assert (found, json.loads(body)["error"]["code"]) == (401, "invalid_api_key")
+    if closing:
+        assert await wire.closed()
+    else:
+        wire.writer.write(request(stack, "GET", "/v1/models"))
+        assert (await wire.answer())[0] == 200
+
+
+@pytest.mark.parametrize("framing", [f"content-length: {2**40}", "transfer-encoding: chunked"])
+@pytest.mark.parametrize("path", ["/v1/files", "/healthz", "/nothing"])
+async def test_of_a_strangers_body_a_mebibyte_is_read(stack: Stack, wire: Wire, path: str, framing: str) -> None:
+    head = request(stack, "POST", path, key="tn-wrong").replace(b"content-length: 0", framing.encode())
+
+    sent = await wire.flood(limited(iter([head, *[b"100000\r\n" + b"x" * MIB + b"\r\n"] * 100])))
+
+    assert sent < 16 * MIB  # what the sockets' buffers hold
+    assert await wire.closed()
+
+
+async def test_without_keys_everybody_is_known(tmp_path: Path) -> None:
+    async with Stack(tmp_path, auth="none") as stack:
+        wire = await Wire.to(stack)
+        head = b"POST /v1/responses HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: %d\r\n\r\n" % UPLOAD
+
+        sent = await wire.flood(limited(iter([head, *[b"x" * MIB] * 30])))
+
+        assert sent > UPLOAD
+        assert (await wire.answer())[0] == 404
+        wire.writer.close()
+
+
 async def test_a_refused_body_is_read_only_so_far(stack: Stack, wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "MAX_REFUSED_BODY_BYTES", 4 * MIB)
-    head = request(stack, "POST", "/v1/files", key="tn-wrong").replace(b"length: 0", b"length: %d" % 2**40)
+    monkeypatch.setattr(connections, "MAX_REFUSED_BODY_BYTES", 4 * MIB)
+    head = request(stack, "POST", "/v1/files", key="inference").replace(b"length: 0", b"length: %d" % 2**40)
 
     sent = await wire.flood(limited(iter([head, *[b"x" * MIB] * 100])))
 
@@ -310,13 +353,48 @@ async def test_a_refused_body_that_drips_is_cut(stack: Stack, wire: Wire) -> Non
 
 async def test_after_a_refused_body_was_read_an_idle_connection_has_its_usual_time(stack: Stack, wire: Wire) -> None:
     stack.server._refused_body_timeout_s = stack.server._headers_timeout_s = 0.0
-    wire.writer.write(request(stack, "POST", "/v1/files", key="tn-wrong", body=b"x" * MIB))
-    assert (await wire.answer())[0] == 401
+    wire.writer.write(request(stack, "POST", "/v1/files", key="inference", body=b"x" * MIB))
+    assert (await wire.answer())[0] == 403
 
     connection: Any = next(iter(stack.server.server_state.connections))
-    await until(lambda: connection.timeout_keep_alive_task is not None)
+    await until(lambda: connection.is_idle)
     stack.server._close_stragglers()
     wire.writer.write(request(stack, "GET", "/v1/models"))
 
     assert (await wire.answer())[0] == 200
-    assert connection.timeout_keep_alive_task is not None
+    assert connection.is_idle
+
+
+async def test_a_connection_that_says_nothing_more_is_closed_after_its_time(stack: Stack, wire: Wire) -> None:
+    wire.writer.write(request(stack, "GET", "/healthz"))
+    assert (await wire.answer())[0] == 200
+    connection: Any = next(iter(stack.server.server_state.connections))
+    assert connection.is_idle
+
+    connection._keep_alive_s = 0.0
+    stack.server._close_stragglers()
+
+    assert await asyncio.wait_for(wire.reader.read(), 5) == b""
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /healthz HTTP/1.1\r\nhost: x\r\n"])
+async def test_a_head_that_does_not_come_is_waited_for_only_so_long(stack: Stack, wire: Wire, sent: bytes) -> None:
+    stack.server._headers_timeout_s = 0.0
+    wire.writer.write(sent)
+    await until(lambda: len(stack.server.server_state.connections) == 1)
+
+    stack.server._close_stragglers()
+
+    assert await wire.closed(timeout_s=5)
+
+
+async def test_a_connection_tells_who_it_is_and_whether_it_showed_a_key(stack: Stack, wire: Wire) -> None:
+    wire.writer.write(request(stack, "GET", "/v1/models", key="tn-wrong"))
+    assert (await wire.answer())[0] == 401
+    connection: Any = next(iter(stack.server.server_state.connections))
+    before = connection.has_shown_key
+
+    wire.writer.write(request(stack, "GET", "/v1/models"))
+    assert (await wire.answer())[0] == 200
+
+    assert (before, connection.has_shown_key, connection.client[0]) == (False, True, "127.0.0.1")
