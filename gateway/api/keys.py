@@ -8,9 +8,10 @@ from fastapi import APIRouter, Response
 from pydantic import AwareDatetime, BaseModel, ConfigDict
 
 from ..keys import ApiKey, Scope
+from .declared import DeclaredRoute
 from .dependencies import Admin, KeysService, RoutingService
 
-router = APIRouter(prefix="/api/keys", tags=["Keys"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/keys", tags=["Keys"])
 
 
 class NewKeyRequest(BaseModel):

@@ -10,9 +10,10 @@ from ..rollouts.promotion import Moved
 from ..routing.models import Route, Variant
 from ..routing.store import get_route, list_routes
 from ..routing.table import RoutingTable
+from .declared import DeclaredRoute
 from .dependencies import Admin, Caller, DatabaseService, PromotionsService, RoutingService
 
-router = APIRouter(prefix="/api/routes", tags=["Routes"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/routes", tags=["Routes"])
 
 
 class VariantsRequest(BaseModel):

@@ -41,6 +41,8 @@ _STATUS_BY_CODE = {
     "body_timeout": 408,
     "unsupported_media_type": 415,
     "method_not_allowed": 405,
+    "url_too_long": 414,
+    "headers_too_large": 431,
 }
 _RETRY_AFTER_S = b"1"
 
