@@ -17,7 +17,7 @@ from ..metrics import Metrics
 from ..proxy.errors import error_body, render
 
 _SOURCES = ("body", "query", "path", "header")
-_MAX_TOLD = 10
+MAX_TOLD = 10
 _MAX_PLACE = 120
 
 log = structlog.get_logger(__name__)
@@ -49,8 +49,8 @@ async def _on_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
     found = error.errors()
-    told = [_in_words(one) for one in found[:_MAX_TOLD]]
-    more = f"; and {len(found) - _MAX_TOLD:,} more" if len(found) > _MAX_TOLD else ""
+    told = [_in_words(one) for one in found[:MAX_TOLD]]
+    more = f"; and {len(found) - MAX_TOLD:,} more" if len(found) > MAX_TOLD else ""
     message = "; ".join(f"{place or 'the body'}: {what}" for place, what in told) + more
     param = told[0][0] or None
     return _response(400, error_body(400, message, code="invalid_request", param=param))

@@ -15,13 +15,16 @@ from .dependencies import Admin, Caller, DatabaseService, PromotionsService, Rou
 
 router = APIRouter(route_class=DeclaredRoute, prefix="/api/routes", tags=["Routes"])
 
+_MAX_VARIANTS = 64
+_MAX_SUITES = 64
+
 
 class VariantsRequest(BaseModel):
     """How to split the traffic."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variants: list[Variant]
+    variants: list[Variant] = Field(max_length=_MAX_VARIANTS)
     force: bool = Field(default=False, description="also arms whose gates did not pass; needs a reason")
     expected_revision: int | None = Field(default=None, description="refuse if the route has moved since")
     reason: str | None = None
@@ -32,7 +35,7 @@ class GatesRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    suites: list[str]
+    suites: list[str] = Field(max_length=_MAX_SUITES)
     expected_revision: int | None = None
     reason: str | None = None
 
