@@ -50,9 +50,9 @@ GOOD_VALUES = {
 }  # fmt: skip
 # What any field may get; what none of them survives would be a 500.
 HOSTILE_VALUES: list[Any] = [
-    None, True, 0, -1, 10**18, 2**63, 2**64 - 1, 1e300, -0.0, "", "x", "x" * 10_000, "é" * 5_000, "\x7f", "\u2028", "a\nb", "..", "%00",
-    "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00", "2099-01-01", [], ["x" * 10_000], [[]], [None] * 900, ["x"] * 900, {}, {"a": 1},
-    {"x" * 10_000: {}}, {str(number): "x" for number in range(900)}, [{"target": "x", "weight": 10**18}], [{"target": "x" * 5_000, "weight": 1}] * 10,
+    None, True, -1, 2**63, 2**64 - 1, 1e300, "", "x" * 10_000, "\x7f", "%00", "9999-12-31T23:59:59-12:00", "0001-01-01T00:00:00+14:00",
+    [], [[]], [None] * 900, ["x" * 10_000], {}, {"x" * 10_000: {}}, {str(number): "x" for number in range(900)},
+    [{"target": "x", "weight": 2**63}], [{"target": "x" * 5_000, "weight": 1}] * 10,
 ]  # fmt: skip
 
 
