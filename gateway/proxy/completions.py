@@ -67,7 +67,7 @@ class Completions:
         self._unit_secret = hmac.digest(secret, b"turnout sticky key", "sha256")
         self._salt_secret = hmac.digest(secret, b"turnout cache salt", "sha256")
         self._salts: dict[str, str] = {}
-        self._bodies = bodies
+        self.bodies = bodies
         self._cutters = Cutters(timeouts)
 
     def cut_all(self, reason: Reason) -> None:
@@ -116,7 +116,7 @@ class Completions:
         principal = exchange.principal
         principal.require("inference")
         asked = Asked(endpoint, self._bounds, "evaluate" in principal.scopes, _sticky_header(scope))
-        request = await self._bodies.read(asked, scope, receive, holder=principal.key_id, on_whole=cutter.body_is_whole)
+        request = await self.bodies.read(asked, scope, receive, holder=principal.key_id, on_whole=cutter.body_is_whole)
         exchange.unit = self._unit(exchange, request.sticky)
         exchange.answering = resolve(self._table.current, request.model, principal, exchange.unit)
         watcher = asyncio.ensure_future(_disconnected(receive))

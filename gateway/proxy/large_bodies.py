@@ -114,7 +114,7 @@ class LargeBodies:
         running, self._running = self._running, None
         if running is None:
             return
-        running.writer.close()
+        running.writer.transport.abort()  # what is not written yet has nobody to read it
         with suppress(OSError):
             await running.writer.wait_closed()
         await asyncio.to_thread(_reap, running.process, patience_s)
