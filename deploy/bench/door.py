@@ -40,6 +40,7 @@ _RSS_EVERY_S = 0.01
 _ATTACK_TIMEOUT_S = 60.0
 _SETTLE_S = 0.3
 _ROUNDS = 3
+_WORST = 3
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Seen:
 
     waits_ms: list[float] = field(default_factory=list)
     rss_mib: list[float] = field(default_factory=list)
+    statuses: list[int] = field(default_factory=list)
 
     @property
     def longest_ms(self) -> float:
@@ -83,20 +85,22 @@ def measure(only: str) -> list[Row]:
     """Each attack alone, then the worst of them many at a time."""
     chosen = [attack for attack in attacks(BASE_NAME) if only in attack.name]
     with _serving() as (gateway, keys):
-        _send(gateway, attacks(BASE_NAME)[0], keys)  # what is started once is started now
-        with _watched(gateway) as idle:
+        send(gateway, attacks(BASE_NAME)[0], keys)  # what is started once is started now
+        with watched(gateway) as idle:
             time.sleep(1.0)
         rows = [Row("ms_idle", round(idle.longest_ms, 1), "ms", None, None)]
         holds: dict[str, float] = {}
+        grows: dict[str, float] = {}
         for attack in chosen:
             alone = _alone(gateway, attack, keys)
-            holds[attack.name] = alone.longest_ms
+            holds[attack.name], grows[attack.name] = alone.longest_ms, alone.growth_mib
             rows += [
                 _row(f"ms_{attack.name}", alone.longest_ms, "ms", MAX_HOLD_MS),
                 _row(f"mib_{attack.name}", alone.growth_mib, "MiB", MAX_GROWTH_MIB),
             ]
-        worst = sorted(chosen, key=lambda attack: -holds[attack.name])[:5]
-        crowd = _together(gateway, worst, keys)
+        worst = sorted(chosen, key=lambda attack: -holds[attack.name])[:_WORST]
+        heaviest = sorted(chosen, key=lambda attack: -grows[attack.name])[:_WORST]
+        crowd = together(gateway, [*worst, *heaviest], keys)
     return [
         *rows,
         _row(f"p99_ms_{AT_ONCE}_at_once", crowd.p99_ms, "ms", MAX_P99_MS),
@@ -112,8 +116,8 @@ def _alone(gateway: Running, attack: Attack, keys: dict[Who, str]) -> Seen:
     """The attack a few times; of the waits the median of the longest, for noise only adds."""
     longest, seen = [], Seen()
     for _ in range(_ROUNDS):
-        with _watched(gateway) as round_:
-            status = _send(gateway, attack, keys)
+        with watched(gateway) as round_:
+            status = send(gateway, attack, keys)
             time.sleep(_SETTLE_S)
         longest.append(round_.longest_ms)
         seen.rss_mib += round_.rss_mib
@@ -122,10 +126,14 @@ def _alone(gateway: Running, attack: Attack, keys: dict[Who, str]) -> Seen:
     return seen
 
 
-def _together(gateway: Running, worst: list[Attack], keys: dict[Who, str]) -> Seen:
+def together(gateway: Running, worst: list[Attack], keys: dict[Who, str]) -> Seen:
+    """Many at a time, of each kind as many."""
     chosen = [worst[number % len(worst)] for number in range(AT_ONCE)]
-    with _watched(gateway) as seen:
-        threads = [threading.Thread(target=_send, args=(gateway, attack, keys)) for attack in chosen]
+    with watched(gateway) as seen:
+        threads = [
+            threading.Thread(target=lambda attack=attack: seen.statuses.append(send(gateway, attack, keys)))
+            for attack in chosen
+        ]
         for thread in threads:
             thread.start()
         for thread in threads:
@@ -142,10 +150,11 @@ def _serving() -> Iterator[tuple[Running, dict[Who, str]]]:
         stack.enter_context(running_process(argv, home / "upstream.log"))
         wait_for_socket(upstream, START_TIMEOUT_S)
         gateway = stack.enter_context(gateway_over(home, upstream))
-        yield gateway, _keys(gateway)
+        yield gateway, keys_of(gateway)
 
 
-def _keys(gateway: Running) -> dict[Who, str]:
+def keys_of(gateway: Running) -> dict[Who, str]:
+    """A key of each kind, made for this."""
     keys: dict[Who, str] = {"admin": gateway.key, "nobody": "tn-nobody"}
     made: tuple[Who, Who] = ("train", "inference")
     for who in made:
@@ -159,7 +168,7 @@ def _keys(gateway: Running) -> dict[Who, str]:
     return keys
 
 
-def _send(gateway: Running, attack: Attack, keys: dict[Who, str]) -> int:
+def send(gateway: Running, attack: Attack, keys: dict[Who, str]) -> int:
     """Send it and wait for the answer; its status, 0 when none came."""
     method = "POST" if attack.body else "GET"
     head = (
@@ -176,7 +185,8 @@ def _send(gateway: Running, attack: Attack, keys: dict[Who, str]) -> int:
 
 
 @contextmanager
-def _watched(gateway: Running) -> Iterator[Seen]:
+def watched(gateway: Running) -> Iterator[Seen]:
+    """Probe and weigh the gateway while the block runs."""
     seen, stop = Seen(), threading.Event()
     watchers = [threading.Thread(target=watch, args=(gateway, seen, stop)) for watch in (_probe, _weigh)]
     for watcher in watchers:

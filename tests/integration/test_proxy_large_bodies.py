@@ -112,7 +112,11 @@ async def test_a_large_completion_reaches_the_engine_as_it_was_sent(stack: Stack
     first, _, last = stack.engine.asked
     assert first.body["messages"] == [{"role": "user", "content": LONG}]
     assert first.body.keys() == last.body.keys()
-    assert (first.body["model"], first.body["cache_salt"], first.body["max_tokens"]) == (last.body["model"], last.body["cache_salt"], 5)
+    assert (first.body["model"], first.body["cache_salt"], first.body["max_tokens"]) == (
+        last.body["model"],
+        last.body["cache_salt"],
+        5,
+    )
     assert stack.gateway.large_bodies.pid is not None
 
 

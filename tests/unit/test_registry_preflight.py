@@ -16,6 +16,7 @@ import pytest
 from gateway.errors import Refused
 from gateway.registry import preflight as module
 from gateway.registry.base_family import BaseFamily
+from gateway.registry.manifest import MAX_STRUCTURE
 from gateway.registry.preflight import preflight
 from gateway.registry.reasons import REASONS
 from tests.corpus import BAD, CONFIG, WEIGHTS, lora_weights, make_adapter, make_base, make_bundle, write_safetensors
@@ -329,11 +330,20 @@ def test_memory_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
 
 
 def test_a_huge_number_of_pattern_keys_is_quick(tmp_path: Path, base: BaseFamily) -> None:
-    make_adapter(tmp_path / "good", base, rank_pattern={f"layers.{index}.nothing": 4 for index in range(20_000)})
+    make_adapter(tmp_path / "good", base, rank_pattern={f"layers.{index}.nothing": 4 for index in range(3_500)})
     started = time.monotonic()
 
     assert preflight(tmp_path / "good", base, max_rank=16).config["rank_pattern"] == {}
     assert time.monotonic() - started < 2
+
+
+def test_more_pattern_keys_than_any_adapter_has_are_refused_by_their_number(tmp_path: Path, base: BaseFamily) -> None:
+    make_adapter(tmp_path / "bad", base, rank_pattern={f"layers.{index}.nothing": 4 for index in range(20_000)})
+
+    refused = refusal_of(tmp_path / "bad", base)
+
+    assert refused.code == "bad_config"
+    assert f"{MAX_STRUCTURE:,}" in refused.message
 
 
 def test_scales_are_checked_where_they_apply(tmp_path: Path, base: BaseFamily) -> None:
