@@ -63,6 +63,7 @@ def attacks(model: str) -> list[Attack]:
         Attack("1mib_config_of_fields", _PUBLISH, "train", _form(adapter_config=_numbered(b"{", b'"%d":0', b"}", 95_000), adapter_model=b"x"), _FORM),
         Attack("1mib_manifest_of_fields", _PUBLISH, "train", _form(adapter_config=_CONFIG, manifest=_numbered(b"{", b'"%d":0', b"}", 95_000), adapter_model=b"x"), _FORM),
         Attack("2mib_weights_header", _PUBLISH, "train", _form(adapter_config=_CONFIG, adapter_model=_header(_numbered(b"{", b'"%d":{}', b"}", 150_000))), _FORM),
+        Attack("openapi", "/openapi.json", "inference", b""),
         Attack("64kib_query", "/v1/files?" + "a=&" * 20_000, "train", b""),
     ]  # fmt: skip
 

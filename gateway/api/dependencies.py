@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -68,7 +68,7 @@ def _with_scope(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
 _admin = _with_scope("admin")
 _trainer = _with_scope("train")
 # The dependencies that name the caller, with the scope that each needs: `declared` looks here before a body is read.
-NEEDED_SCOPE: Mapping[Callable[[Request], Awaitable[Principal]], Scope | None] = {
+NEEDED_SCOPE: Mapping[Callable[..., Any] | None, Scope | None] = {
     caller: None,
     _admin: "admin",
     _trainer: "train",

@@ -134,7 +134,7 @@ async def _exchange(running: _Running, asked: Asked, parts: list[bytes]) -> tupl
 def _start(theirs: socket.socket, memory_bytes: int) -> subprocess.Popen[bytes]:
     # `-P`: nothing is imported from wherever the gateway was started.
     argv = [sys.executable, "-P", "-m", "gateway.proxy.reading", str(memory_bytes)]
-    return subprocess.Popen(argv, stdin=theirs, stdout=subprocess.DEVNULL, env=_ENVIRONMENT, cwd="/")
+    return subprocess.Popen(argv, stdin=theirs.fileno(), stdout=subprocess.DEVNULL, env=_ENVIRONMENT, cwd="/")
 
 
 def _reap(process: subprocess.Popen[bytes], patience_s: float) -> None:

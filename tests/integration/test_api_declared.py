@@ -22,6 +22,10 @@ from gateway.proxy.completions import PATHS
 from tests.fakes.stack import Stack
 
 MOST_OF_AN_ERROR = 4_096
+MOST_OF_A_QUOTE = 700
+PARAMETERS = {
+    "name": "support", "number": "1", "job_id": "ftjob-1", "key_id": "key-1", "file_id": "file-1", "model": "tiny",
+}  # fmt: skip
 HOSTILE_BODIES = {
     "nothing": b"",
     "not json": b"{",
@@ -68,15 +72,7 @@ def routes_of(gateway: Gateway) -> list[DeclaredRoute]:
 
 
 def path_of(route: APIRoute) -> str:
-    filled = {
-        "name": "support",
-        "number": "1",
-        "job_id": "ftjob-1",
-        "key_id": "key-1",
-        "file_id": "file-1",
-        "model": "tiny",
-    }
-    return route.path.format(**filled)  # fmt: skip
+    return route.path.format(**PARAMETERS)
 
 
 def method_of(route: APIRoute) -> str:
@@ -237,7 +233,27 @@ async def test_a_nul_in_a_url_is_refused(stack: Stack) -> None:
     assert {(answer.status_code, answer.json()["error"]["code"]) for answer in answers} == {(400, "bad_character")}
 
 
+async def test_a_long_name_in_a_url_is_quoted_in_part(stack: Stack) -> None:
+    name, wrong = "x" * 3_000, []
+    async with stack.client("admin") as client:
+        for route in routes_of(stack.gateway):
+            path = route.path.format(**dict.fromkeys(PARAMETERS, name))
+            query = dict.fromkeys(query_of(route)[:2], name)
+            known = {
+                key: value for key, value in GOOD_VALUES.items() if route.takes == "json" and key in fields_of(route)
+            }
+            answer = await client.request(method_of(route), path, params=query, json=known)
+            if answer.status_code >= 500 or (answer.status_code >= 400 and len(answer.content) > MOST_OF_A_QUOTE):
+                wrong.append((route.path, answer.status_code, answer.text[:100]))
+
+    assert wrong == []
+
+
 # ---- Bodies
+
+
+def query_of(route: APIRoute) -> list[str]:
+    return [field.alias for field in route.dependant.query_params]
 
 
 def fields_of(route: DeclaredRoute) -> list[str]:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ import pytest
 
 from gateway.errors import GatewayError, Unavailable
 from gateway.processes import look_at
-from gateway.proxy import large_bodies
 from gateway.proxy.bodies import LARGE_BODY_BYTES, MAX_STRUCTURE
 from gateway.proxy.checks import Bounds
 from gateway.proxy.fields import Asked, RebuiltRequest, rebuild
@@ -225,7 +225,7 @@ async def test_who_goes_in_the_middle_mixes_up_no_answers(reader: LargeBodies) -
 
 
 async def test_a_program_that_cannot_start_is_a_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(large_bodies.sys, "executable", "/nonexistent/python")
+    monkeypatch.setattr(sys, "executable", "/nonexistent/python")
     reader = LargeBodies(max_body_bytes=MOST)
 
     with pytest.raises(Unavailable):
