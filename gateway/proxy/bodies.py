@@ -131,6 +131,8 @@ class Room:
 
     def _let_in(self) -> None:
         for waiting in list(self._waiting):
+            if waiting.turn.cancelled():  # on its way out, and not yet past its own `_leave`
+                continue
             if self._taken and self._taken + waiting.size > self._size:
                 return
             if self._is_within_share(waiting):
