@@ -23,6 +23,7 @@ LARGE_BODY_BYTES = 256 * 2**10
 # that parsing takes.
 MAX_STRUCTURE = 250_000
 _STRUCTURE = b",[{:"
+_CHUNK_BYTES = 64 * 2**10
 _ROOM_BYTES = 64 * 2**20
 _LEAST_BODIES = 4
 _MAX_WAITING = 256
@@ -35,7 +36,7 @@ class Incoming:
     """What has come of a body."""
 
     max_bytes: int
-    parts: list[bytes] = field(default_factory=list)
+    parts: list[bytearray] = field(default_factory=list)
     size: int = 0
     structure: int = 0
     is_whole: bool = False
@@ -50,12 +51,12 @@ class Incoming:
         was_large = self.is_large
         part, more = await next_part(receive)
         self.is_whole = not more
-        self.parts.append(part)
+        self._keep(part)
         self.size += len(part)
         if self.size > self.max_bytes:
             raise over(self.max_bytes)
         if self.is_large:
-            self.structure += sum(map(_structure_of, [part] if was_large else self.parts))
+            self.structure += _structure_of(part) if was_large else sum(map(_structure_of, self.parts))
         if self.structure > MAX_STRUCTURE:
             raise Invalid(
                 f"the first {self.size:,} bytes of the body hold {self.structure:,} of the characters , [ {{ and :; a body "
@@ -63,8 +64,15 @@ class Incoming:
                 code="too_many",
             )
 
+    def _keep(self, part: bytes) -> None:
+        # A client that sends byte by byte would else leave an object for each.
+        if self.parts and len(self.parts[-1]) < _CHUNK_BYTES:
+            self.parts[-1] += part
+        else:
+            self.parts.append(bytearray(part))
 
-def _structure_of(part: bytes) -> int:
+
+def _structure_of(part: bytes | bytearray) -> int:
     return len(part) - len(part.translate(None, _STRUCTURE))
 
 

@@ -55,7 +55,7 @@ class LargeBodies:
         """The process, while there is one."""
         return self._running.process.pid if self._running is not None else None
 
-    async def rebuild(self, asked: Asked, parts: list[bytes]) -> RebuiltRequest:
+    async def rebuild(self, asked: Asked, parts: list[bytes] | list[bytearray]) -> RebuiltRequest:
         """As `fields.rebuild`; empties `parts`. Raises `Unavailable` when the process cannot be started, dies, or takes too long."""
         await self._turn.acquire()
         # A task of its own: who asked may go, but what is half written or half read would be taken for the next one's.
@@ -77,7 +77,7 @@ class LargeBodies:
         if not asking.cancelled():
             asking.exception()  # seen, even when nobody waits for it any more
 
-    async def _ask(self, asked: Asked, parts: list[bytes]) -> tuple[bytes, bytes]:
+    async def _ask(self, asked: Asked, parts: list[bytes] | list[bytearray]) -> tuple[bytes, bytes]:
         size = sum(map(len, parts))
         try:
             async with asyncio.timeout(self._read_timeout_s):
@@ -120,7 +120,7 @@ class LargeBodies:
         await asyncio.to_thread(_reap, running.process, patience_s)
 
 
-async def _exchange(running: _Running, asked: Asked, parts: list[bytes]) -> tuple[bytes, bytes]:
+async def _exchange(running: _Running, asked: Asked, parts: list[bytes] | list[bytearray]) -> tuple[bytes, bytes]:
     running.writer.write(question(asked, sum(map(len, parts))))
     for part in parts:
         running.writer.write(part)

@@ -175,6 +175,14 @@ async def test_a_large_body_of_text_is_taken_whole() -> None:
     assert b"".join(incoming.parts) == text * 8
 
 
+async def test_a_body_that_comes_byte_by_byte_is_kept_in_large_pieces() -> None:
+    incoming, asked = await taken([b"x"] * 200_000 + [b","] * 200_000)
+
+    assert len(asked) == 400_001
+    assert len(incoming.parts) <= 8
+    assert (incoming.size, incoming.structure) == (400_000, 200_000)
+
+
 async def test_a_body_over_the_cap_is_refused_before_the_rest_is_read() -> None:
     receive, asked = coming([b"x" * 100] * 100)
     incoming = Incoming(1_000)
