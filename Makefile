@@ -59,6 +59,7 @@ format: $(VENV)/.installed ## Format the code and fix what can be fixed
 
 bench: $(VENV)/.installed $(BASE_MODEL)/.complete ## Measure; writes build/bench/*.json
 	@$(BIN)/python -m deploy.bench.gateway --with-engine
+	@$(BIN)/python -m deploy.bench.door
 	@$(BIN)/python -m deploy.bench.trainer
 
 lock: ## Compile requirements/*.txt from pyproject.toml

@@ -32,9 +32,11 @@ from .metrics import Metrics
 from .migrations.run import migrate
 from .proxy.app import Front, Lifecycle
 from .proxy.authentication import Authenticator
+from .proxy.bodies import Bodies
 from .proxy.checks import Bounds
 from .proxy.completions import Completions
 from .proxy.cutting import Timeouts
+from .proxy.large_bodies import LargeBodies
 from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
 from .registry.service import Registry
@@ -66,6 +68,7 @@ class Gateway:
         self.engines = EngineClients()
         self.recorder = Recorder(self.database, self.metrics)
         self.table.on_change(self._forget_old_engines)
+        self.large_bodies = LargeBodies(max_body_bytes=settings.limits.request_bytes)
         timeouts = timeouts or Timeouts(request_s=settings.limits.request_timeout_s)
         self.completions = Completions(
             self.table,
@@ -74,10 +77,10 @@ class Gateway:
             self.metrics,
             bounds=Bounds(base.vocab_size, settings.engine.max_model_len),
             secret=pepper,
-            max_body_bytes=settings.limits.request_bytes,
+            bodies=Bodies(self.large_bodies, max_body_bytes=settings.limits.request_bytes),
             timeouts=timeouts,
         )
-        self.services = self._build_services(base)
+        self.services = self._build_services(base, body_timeout_s=timeouts.body_s)
         self.api = build_api(self.services)
         self.front = Front(
             self.api,
@@ -85,15 +88,13 @@ class Gateway:
             Authenticator(self.table, pepper, allow_anonymous=settings.auth == "none"),
             self.lifecycle,
             self.metrics,
-            max_body_bytes=settings.limits.request_bytes,
-            body_timeout_s=timeouts.body_s,
             loopback_only=settings.auth == "none",
             on_start=self.start,
             on_stop=self.stop,
         )
         self._loops: list[asyncio.Task[None]] = []
 
-    def _build_services(self, base: BaseFamily) -> Services:
+    def _build_services(self, base: BaseFamily, *, body_timeout_s: float) -> Services:
         suites = Suites(self.settings)
         file_store = FileStore(self.database, self.settings)
         registry = Registry(self.database, self.settings, base, on_publish=(create_route_for,))
@@ -109,6 +110,7 @@ class Gateway:
             suites=suites,
             metrics=self.metrics,
             lifecycle=self.lifecycle,
+            body_timeout_s=body_timeout_s,
         )
 
     async def start(self) -> None:
@@ -147,6 +149,7 @@ class Gateway:
         if self.recorder.queued:
             log.error("exposures lost: the database could not take them", count=self.recorder.queued)
         self.engines.close()
+        await self.large_bodies.stop()
         await self.database.close()
         log.info("gateway is down")
 
@@ -208,7 +211,9 @@ async def serve_gateway(settings: Settings) -> None:
     """Serve until told to stop. Raises `Invalid` when it cannot start."""
     listening = listening_socket(settings)
     try:
-        server = Gateway(settings).server(owns_process=True)
+        gateway = Gateway(settings)
+        gateway.api.openapi()  # made once, now: it takes longer than any request may
+        server = gateway.server(owns_process=True)
         await server.serve(sockets=[listening])
     finally:
         listening.close()

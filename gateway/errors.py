@@ -1,9 +1,12 @@
 """Everything this package raises on purpose. Nothing here knows of HTTP: `api/errors.py` maps classes to statuses."""
 
 import re
+from collections.abc import Iterable, Iterator
 
 _INTERNALS = re.compile(r"0x[0-9a-fA-F]{2,}|[/\\]|Traceback|File \"|\n")
 _MAX_QUOTED = 400
+MAX_VALUE_CHARS = 200
+_MAX_INTEGER_BITS = 256
 
 
 class GatewayError(Exception):
@@ -87,3 +90,43 @@ def without_internals(message: str, otherwise: str) -> str:
     if not message or len(message) > _MAX_QUOTED or _INTERNALS.search(message):
         return otherwise
     return message
+
+
+def quoted(value: object, *, limit: int = MAX_VALUE_CHARS) -> str:
+    """A client's value as an error shows it, cut at `limit` characters.
+
+    What is not shown is not rendered either: `repr` of a body's worth of values would hold up everybody for seconds.
+    """
+    text = _rendered(value, limit)
+    return text if len(text) <= limit else text[: max(0, limit - 3)] + "..."
+
+
+def _rendered(value: object, room: int) -> str:
+    """The beginning of `repr(value)`: about `room` characters, and half of that for what is inside of it."""
+    if isinstance(value, str | bytes):
+        return repr(value) if len(value) <= room else repr(value[:room])[:-1] + "..."
+    if isinstance(value, bool | float) or value is None:
+        return repr(value)
+    if isinstance(value, int):  # the time that its digits take grows with their square
+        bits = value.bit_length()
+        return repr(value) if bits <= _MAX_INTEGER_BITS else f"an integer of {bits} bits"
+    if isinstance(value, list | tuple):
+        return _joined("[", (_rendered(item, room // 2) for item in value), "]", room)
+    if isinstance(value, dict):
+        return _joined("{", _entries(value, room // 2), "}", room)
+    return f"a {type(value).__name__}"
+
+
+def _entries(value: dict[object, object], room: int) -> Iterator[str]:
+    return (f"{_rendered(key, room)}: {_rendered(item, room)}" for key, item in value.items())
+
+
+def _joined(opening: str, items: Iterable[str], closing: str, room: int) -> str:
+    if room == 0:
+        return f"{opening}...{closing}"
+    text = opening
+    for place, item in enumerate(items):
+        text += f", {item}" if place else item
+        if len(text) > room:
+            return text + "..."
+    return text + closing

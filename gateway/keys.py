@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .database import DEFAULT_PROJECT, Database, bump_revision, new_id, now, record_audit
-from .errors import Conflict, Forbidden, Invalid, NotFound
+from .errors import Conflict, Forbidden, Invalid, NotFound, quoted
 from .settings import Settings
 
 Scope = Literal["inference", "preview", "train", "admin", "evaluate"]
@@ -220,7 +220,7 @@ class Keys:
             )
             row = found.mappings().one_or_none()
             if row is None:
-                raise NotFound(f"no key {key_id!r}", param="key_id")
+                raise NotFound(f"no key {quoted(key_id)}", param="key_id")
             key = _api_key(row)
             if key.revoked_at is not None:
                 return key

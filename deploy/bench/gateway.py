@@ -90,12 +90,12 @@ def measure_overhead() -> list[Row]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-")))
         engine_socket = home / "upstream.sock"
         stack.enter_context(
-            _process(
+            running_process(
                 [sys.executable, "-m", "deploy.bench.upstream", str(engine_socket), BASE_NAME], home / "upstream.log"
             )
         )
-        _wait_for_socket(engine_socket, START_TIMEOUT_S)
-        gateway = stack.enter_context(_gateway(home, engine_socket))
+        wait_for_socket(engine_socket, START_TIMEOUT_S)
+        gateway = stack.enter_context(gateway_over(home, engine_socket))
         chat = {
             "model": BASE_NAME,
             "messages": [{"role": "user", "content": "x" * 200}],
@@ -138,9 +138,9 @@ def measure_engine() -> Row:
             sys.executable, "-m", "deploy.engine.launch", "--uds", str(engine_socket), "--model", str(BASE_PATH),
             "--served-model-name", BASE_NAME, "--max-model-len", "2048", "--dtype", "bfloat16", "--max-num-seqs", "32",
         ]  # fmt: skip
-        stack.enter_context(_process(argv, home / "engine.log"))
+        stack.enter_context(running_process(argv, home / "engine.log"))
         _wait_for_health(engine_socket, home / "engine.log")
-        gateway = stack.enter_context(_gateway(home, engine_socket))
+        gateway = stack.enter_context(gateway_over(home, engine_socket))
         ratio = asyncio.run(_ratio(gateway, engine_socket))
     return Row("vllm_tokens_ratio_c8", round(ratio, 4), "ratio", ">= 0.97", ratio >= 0.97)
 
@@ -189,7 +189,7 @@ async def _worker(session: aiohttp.ClientSession, url: str, numbers: Iterator[in
 
 
 @contextmanager
-def _gateway(home: Path, engine_socket: Path) -> Iterator[Running]:
+def gateway_over(home: Path, engine_socket: Path) -> Iterator[Running]:
     """A gateway with keys over one replica that is READY, as its controller would have recorded it."""
     port = _free_port()
     environment = {
@@ -198,7 +198,7 @@ def _gateway(home: Path, engine_socket: Path) -> Iterator[Running]:
     }  # fmt: skip
     log = home / "gateway.log"
     argv = [sys.executable, "-m", "gateway.app", "--home", str(home / "home")]
-    with _process(argv, log, environment) as process:
+    with running_process(argv, log, environment) as process:
         _wait_until(lambda: _alive(port), START_TIMEOUT_S, f"the gateway did not start: {log}")
         found = re.search(r"tn-[A-Za-z0-9_-]{43}", log.read_text())
         if found is None:
@@ -219,9 +219,10 @@ def _record_replica(database: Path, engine_socket: Path) -> None:
 
 
 @contextmanager
-def _process(
+def running_process(
     argv: list[str], log: Path, environment: dict[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, ended with the block."""
     with log.open("wb") as file:
         process = subprocess.Popen(argv, stdout=file, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
     try:
@@ -257,7 +258,8 @@ def _answers(url: str, transport: httpx.BaseTransport | None = None) -> bool:
         return False
 
 
-def _wait_for_socket(path: Path, timeout_s: float) -> None:
+def wait_for_socket(path: Path, timeout_s: float) -> None:
+    """Wait until something listens there."""
     _wait_until(path.exists, timeout_s, f"nothing listens on {path}")
 
 

@@ -16,10 +16,11 @@ from ..jobs.verdicts import VerdictRow, verdict_rows
 from ..registry.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from ..registry.models import Adapter, AdapterVersion
 from ..settings import Limits
+from .declared import DeclaredRoute
 from .dependencies import Caller, CurrentSettings, DatabaseService, RegistryService, Trainer
 from .multipart import FilePart, received_form
 
-router = APIRouter(prefix="/api/adapters", tags=["adapters"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/adapters", tags=["adapters"])
 
 
 class VersionView(AdapterVersion, frozen=True):

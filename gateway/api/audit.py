@@ -10,9 +10,10 @@ from .. import tables
 from ..database import Database
 from ..errors import NotFound
 from ..registry.models import AuditEntry
+from .declared import DeclaredRoute
 from .dependencies import Admin, DatabaseService
 
-router = APIRouter(prefix="/api/audit", tags=["audit"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/audit", tags=["audit"])
 
 _MAX_PAGE = 1_000
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Request
 
@@ -13,7 +13,7 @@ from ..datasets.store import FileStore
 from ..errors import Unauthenticated
 from ..jobs.service import JobService
 from ..jobs.suites import Suites
-from ..keys import Keys, Principal
+from ..keys import Keys, Principal, Scope
 from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
 from ..registry.service import Registry
@@ -37,6 +37,7 @@ class Services:
     suites: Suites
     metrics: Metrics
     lifecycle: Lifecycle
+    body_timeout_s: float
 
 
 # All are `async` so that FastAPI calls them in the event loop and not in a thread each.
@@ -44,25 +45,34 @@ class Services:
 
 async def caller(request: Request) -> Principal:
     """Who is asking. Missing only if the front were bypassed, and then nobody is let in."""
-    return _caller(request)
+    return principal_of(request)
 
 
-def _caller(request: Request) -> Principal:
+def principal_of(request: Request) -> Principal:
+    """Who is asking; `Unauthenticated` if the front were bypassed."""
     principal = request.scope.get(PRINCIPAL)
     if not isinstance(principal, Principal):
         raise Unauthenticated("this request was not authenticated")
     return principal
 
 
-def with_scope(scope: str) -> Callable[[Request], Awaitable[Principal]]:
-    """A dependency that lets in only callers with `scope`."""
-
+def _with_scope(scope: Scope) -> Callable[[Request], Awaitable[Principal]]:
     async def check(request: Request) -> Principal:
-        principal = _caller(request)
+        principal = principal_of(request)
         principal.require(scope)
         return principal
 
     return check
+
+
+_admin = _with_scope("admin")
+_trainer = _with_scope("train")
+# The dependencies that name the caller, with the scope that each needs: `declared` looks here before a body is read.
+NEEDED_SCOPE: Mapping[Callable[..., Any] | None, Scope | None] = {
+    caller: None,
+    _admin: "admin",
+    _trainer: "train",
+}
 
 
 def services(request: Request) -> Services:
@@ -72,8 +82,8 @@ def services(request: Request) -> Services:
 
 
 Caller = Annotated[Principal, Depends(caller)]
-Admin = Annotated[Principal, Depends(with_scope("admin"))]
-Trainer = Annotated[Principal, Depends(with_scope("train"))]
+Admin = Annotated[Principal, Depends(_admin)]
+Trainer = Annotated[Principal, Depends(_trainer)]
 
 
 async def _database(request: Request) -> Database:

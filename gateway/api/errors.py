@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import orjson
@@ -11,9 +12,13 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from ..errors import GatewayError
+from ..errors import MAX_VALUE_CHARS, GatewayError
 from ..metrics import Metrics
 from ..proxy.errors import error_body, render
+
+_SOURCES = ("body", "query", "path", "header")
+MAX_TOLD = 10
+_MAX_PLACE = 120
 
 log = structlog.get_logger(__name__)
 
@@ -43,11 +48,18 @@ async def _on_gateway_error(request: Request, error: Exception) -> Response:
 async def _on_validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    first = error.errors()[0]
-    place = [str(part) for part in first["loc"] if part not in ("body", "query", "path", "header")]
-    param = ".".join(place) or None
-    message = f"{param or 'the body'}: {first['msg']}"
-    return _response(400, error_body(400, message[:500], code="invalid_request", param=param and param[:120]))
+    found = error.errors()
+    told = [_in_words(one) for one in found[:MAX_TOLD]]
+    more = f"; and {len(found) - MAX_TOLD:,} more" if len(found) > MAX_TOLD else ""
+    message = "; ".join(f"{place or 'the body'}: {what}" for place, what in told) + more
+    param = told[0][0] or None
+    return _response(400, error_body(400, message, code="invalid_request", param=param))
+
+
+def _in_words(error: Mapping[str, Any]) -> tuple[str, str]:
+    """Where it is and what; never the value, which may be anything."""
+    place = ".".join(str(part)[:_MAX_PLACE] for part in error["loc"] if part not in _SOURCES)
+    return place[:_MAX_PLACE], str(error["msg"])[:MAX_VALUE_CHARS]
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

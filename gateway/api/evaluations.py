@@ -10,10 +10,11 @@ from pydantic import BaseModel, Field
 
 from ..jobs.models import Job, JobKind
 from ..jobs.suites import Suite
+from .declared import DeclaredRoute
 from .dependencies import Caller, JobsService, SuitesService, Trainer
 from .jobs import JobPage, without_report
 
-router = APIRouter(prefix="/api", tags=["evaluations"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api", tags=["evaluations"])
 
 _MAX_PAGE = 200
 

@@ -10,10 +10,11 @@ from pydantic import BaseModel
 
 from ..datasets.models import DataFile
 from ..datasets.store import check_filename, check_purpose
+from .declared import DeclaredRoute
 from .dependencies import FilesService, Trainer
 from .multipart import FilePart, TextPart, received_form
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/v1/files", tags=["files"])
 
 _MAX_PURPOSE_BYTES = 100
 _MAX_PAGE = 10_000

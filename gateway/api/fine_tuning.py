@@ -10,9 +10,10 @@ from pydantic import BaseModel, Field
 from ..errors import Invalid
 from ..jobs.models import FineTuningSpec, Job, JobEvent, JobKind, JobState
 from ..jobs.training import Hyperparameters, Overrides, check_request
+from .declared import DeclaredRoute
 from .dependencies import CurrentSettings, JobsService, Trainer
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/v1/fine_tuning/jobs", tags=["fine-tuning"])
 
 _MAX_PAGE = 100
 # OpenAI has fewer words: publishing is work, a paused job waits.

@@ -19,9 +19,10 @@ from ..metrics import Metrics
 from ..proxy.app import Lifecycle
 from ..routing.census import take_census
 from ..routing.table import RoutingTable
+from .declared import DeclaredRoute
 from .dependencies import Caller, DatabaseService, LifecycleService, MetricsService, RoutingService
 
-router = APIRouter(tags=["Health"])
+router = APIRouter(route_class=DeclaredRoute, tags=["Health"])
 
 # The table is followed ten times a second; a database silent for longer than this is worth telling.
 _STALE_AFTER_S = 5.0

@@ -6,9 +6,10 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
 from ..jobs.models import Job, JobEvent, JobKind
+from .declared import DeclaredRoute
 from .dependencies import JobsService, Trainer
 
-router = APIRouter(prefix="/api/jobs", tags=["jobs"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/jobs", tags=["jobs"])
 
 _MAX_PAGE = 200
 _MAX_EVENTS = 10_000

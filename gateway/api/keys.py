@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import UTC, datetime
+from typing import Annotated
 
 from fastapi import APIRouter, Response
-from pydantic import AwareDatetime, BaseModel, ConfigDict
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field
 
 from ..keys import ApiKey, Scope
+from .declared import DeclaredRoute
 from .dependencies import Admin, KeysService, RoutingService
 
-router = APIRouter(prefix="/api/keys", tags=["Keys"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/keys", tags=["Keys"])
+
+
+_MAX_SCOPES = 16
+
+
+def _in_utc(moment: datetime) -> datetime:
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("its moment in UTC is outside the years 1 to 9999") from error
 
 
 class NewKeyRequest(BaseModel):
@@ -19,8 +31,8 @@ class NewKeyRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
-    scopes: list[Scope]
-    expires_at: AwareDatetime | None = None
+    scopes: list[Scope] = Field(max_length=_MAX_SCOPES)
+    expires_at: Annotated[AwareDatetime, AfterValidator(_in_utc)] | None = None
 
 
 class NewKey(BaseModel, frozen=True):

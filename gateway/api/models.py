@@ -11,9 +11,10 @@ from ..errors import NotFound
 from ..keys import Principal
 from ..proxy.resolution import may_pin
 from ..routing.table import Snapshot
+from .declared import DeclaredRoute
 from .dependencies import Caller, RoutingService
 
-router = APIRouter(tags=["OpenAI"])
+router = APIRouter(route_class=DeclaredRoute, tags=["OpenAI"])
 
 
 class Model(BaseModel, frozen=True):

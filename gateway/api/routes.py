@@ -10,9 +10,13 @@ from ..rollouts.promotion import Moved
 from ..routing.models import Route, Variant
 from ..routing.store import get_route, list_routes
 from ..routing.table import RoutingTable
+from .declared import DeclaredRoute
 from .dependencies import Admin, Caller, DatabaseService, PromotionsService, RoutingService
 
-router = APIRouter(prefix="/api/routes", tags=["Routes"])
+router = APIRouter(route_class=DeclaredRoute, prefix="/api/routes", tags=["Routes"])
+
+_MAX_VARIANTS = 64
+_MAX_SUITES = 64
 
 
 class VariantsRequest(BaseModel):
@@ -20,7 +24,7 @@ class VariantsRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    variants: list[Variant]
+    variants: list[Variant] = Field(max_length=_MAX_VARIANTS)
     force: bool = Field(default=False, description="also arms whose gates did not pass; needs a reason")
     expected_revision: int | None = Field(default=None, description="refuse if the route has moved since")
     reason: str | None = None
@@ -31,7 +35,7 @@ class GatesRequest(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    suites: list[str]
+    suites: list[str] = Field(max_length=_MAX_SUITES)
     expected_revision: int | None = None
     reason: str | None = None
 

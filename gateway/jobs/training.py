@@ -17,6 +17,7 @@ PRESETS = Path(__file__).resolve().parents[2] / "trainer" / "presets"
 # The trainer's own, to which OpenAI's multiplier refers where a preset names none; a test compares the two.
 DEFAULT_LEARNING_RATE = 1e-3
 
+_MAX_MODULES = 256
 _Module = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.]{1,120}$")]
 
 
@@ -35,7 +36,7 @@ class Overrides(BaseModel, frozen=True, extra="forbid"):
     rank: int | None = Field(default=None, ge=1, le=512)
     alpha: float | None = Field(default=None, gt=0, le=4096)
     dropout: float | None = Field(default=None, ge=0, lt=1)
-    target_modules: Literal["all-linear"] | tuple[_Module, ...] | None = None
+    target_modules: Literal["all-linear"] | Annotated[tuple[_Module, ...], Field(max_length=_MAX_MODULES)] | None = None
     use_rslora: bool | None = None
     learning_rate: float | None = Field(default=None, gt=0, le=100)
     scheduler: Literal["linear", "cosine", "constant"] | None = None

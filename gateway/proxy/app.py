@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from ..database import new_id
-from ..errors import Forbidden, GatewayError, Invalid, NotFound, TooLarge, Unavailable
+from ..errors import Forbidden, GatewayError, Invalid, NotFound, Unavailable, quoted
 from ..keys import Principal
 from ..metrics import Metrics
-from .asgi import SHOWED_KEY, App, BoundedBody, Receive, Scope, Send, check_declared_size, header
+from .asgi import SHOWED_KEY, App, Receive, Scope, Send, header
 from .authentication import Authenticator
 from .completions import PATHS, Completions
 from .errors import render
@@ -24,8 +24,6 @@ from .exchange import Exchange
 PRINCIPAL = "turnout.principal"
 OPEN_PATHS = frozenset({"/healthz", "/readyz"})
 _RESPONSES = "/v1/responses"
-# The only paths whose handlers read a form, part by part; elsewhere the content type is just a client's word.
-_UPLOAD_PATH = re.compile(r"/v1/files|/api/adapters/[^/]+/versions")
 # A host with one of these is read differently by different parsers (CVE-2026-48710): nothing is decided on it.
 _BAD_HOST = re.compile(rb"[^A-Za-z0-9._:\[\]-]")
 _LOOPBACK_HOST = re.compile(rb"^(localhost|127(\.[0-9]{1,3}){3}|\[::1\])(:[0-9]{1,5})?$")
@@ -70,8 +68,6 @@ class Front:
         lifecycle: Lifecycle,
         metrics: Metrics,
         *,
-        max_body_bytes: int,
-        body_timeout_s: float,
         loopback_only: bool,
         on_start: Callable[[], Awaitable[None]],
         on_stop: Callable[[], Awaitable[None]],
@@ -81,8 +77,6 @@ class Front:
         self._authenticator = authenticator
         self._lifecycle = lifecycle
         self._metrics = metrics
-        self._max_body_bytes = max_body_bytes
-        self._body_timeout_s = body_timeout_s
         self._loopback_only = loopback_only
         self._on_start = on_start
         self._on_stop = on_stop
@@ -145,24 +139,10 @@ class Front:
                 await self._completions.answer(endpoint, Exchange(principal), scope, receive, send)
         elif path == _RESPONSES or path.startswith(_RESPONSES + "/"):
             await _send_error(
-                NotFound(f"{path:.100} is not served; use /v1/chat/completions", code="unknown_url"), send
+                NotFound(f"{quoted(path)} is not served; use /v1/chat/completions", code="unknown_url"), send
             )
         else:
-            await self._hand_on(principal, scope, receive, send)
-
-    async def _hand_on(self, principal: Principal, scope: Scope, receive: Receive, send: Send) -> None:
-        is_upload = _UPLOAD_PATH.fullmatch(scope["path"]) and (
-            header(scope, b"content-type") or b""
-        ).lower().startswith(b"multipart/form-data")
-        if not is_upload:  # uploads have caps of their own, per part
-            try:
-                check_declared_size(scope, max_bytes=self._max_body_bytes)
-            except TooLarge as error:
-                await _send_error(error, send)
-                return
-        cap = None if is_upload else self._max_body_bytes
-        body = BoundedBody(receive, timeout_s=self._body_timeout_s, max_bytes=cap)
-        await self._inner({**scope, PRINCIPAL: principal}, body, send)
+            await self._inner({**scope, PRINCIPAL: principal}, receive, send)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()

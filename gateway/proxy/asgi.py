@@ -14,6 +14,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
+_MAX_LENGTH_DIGITS = 18
 
 # In the scope, where the server wants to know: called when a request has shown a key that counts.
 SHOWED_KEY = "turnout.showed_key"
@@ -31,31 +32,43 @@ def header(scope: Scope, name: bytes) -> bytes | None:
     return None
 
 
-def check_declared_size(scope: Scope, *, max_bytes: int) -> None:
-    """Refuse a body by its `content-length`, before any of it is read."""
+def declared_size(scope: Scope, *, max_bytes: int) -> int | None:
+    """What `content-length` says; None of a chunked body. `TooLarge` before any of it is read."""
     declared = header(scope, b"content-length")
-    if declared is not None and not (declared.isdigit() and int(declared) <= max_bytes):
+    if declared is None:
+        return None
+    if not declared.isdigit() or len(declared) > _MAX_LENGTH_DIGITS or int(declared) > max_bytes:
         raise over(max_bytes)
+    return int(declared)
+
+
+def check_encoding(scope: Scope) -> None:
+    """Bodies come as they are: what a few compressed bytes unfold to, no cap could tell."""
+    if header(scope, b"content-encoding") not in (None, b"identity"):
+        raise Invalid("send the body uncompressed, without `content-encoding`", code="unsupported_media_type")
+
+
+async def next_part(receive: Receive) -> tuple[bytes, bool]:
+    """What comes next of a body, and whether more follows. `ClientGone` when it never comes."""
+    message = await receive()
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message.get("body", b""), message.get("more_body", False)
 
 
 async def read_body(scope: Scope, receive: Receive, *, max_bytes: int) -> bytes:
-    """The whole body, uncompressed. `TooLarge` beyond the cap, `ClientGone` when it never comes."""
-    check_declared_size(scope, max_bytes=max_bytes)
-    if header(scope, b"content-encoding") not in (None, b"identity"):
-        raise Invalid("send the body uncompressed, without `content-encoding`", code="unsupported_media_type")
+    """The whole of a small body, uncompressed. `TooLarge` beyond the cap, `ClientGone` when it never comes."""
+    declared_size(scope, max_bytes=max_bytes)
+    check_encoding(scope)
     parts: list[bytes] = []
-    size = 0
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        part = message.get("body", b"")
+    more, size = True, 0
+    while more:
+        part, more = await next_part(receive)
         size += len(part)
         if size > max_bytes:
             raise over(max_bytes)
-        if not message.get("more_body", False):
-            return b"".join([*parts, part]) if parts else part
         parts.append(part)
+    return b"".join(parts)
 
 
 class BoundedBody:
@@ -98,4 +111,4 @@ def late() -> Invalid:
 
 def over(max_bytes: int) -> TooLarge:
     """The error of a body beyond its cap."""
-    return TooLarge(f"the body is over {max_bytes} bytes (setting limits.request_bytes)", code="body_too_large")
+    return TooLarge(f"the body is over the {max_bytes:,} bytes that are taken here", code="body_too_large")

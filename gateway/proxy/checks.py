@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import Invalid
+from ..errors import Invalid, quoted
 
 MAX_N = 8
 MAX_STOPS = 8
@@ -15,6 +15,10 @@ MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
 MAX_LABELS = 128
 MAX_PROMPTS = 64
+MAX_MESSAGES = 2_048
+MAX_MESSAGE_FIELDS = 32  # an answer that is sent back has a dozen, most of them null
+MAX_PARTS = 1_024
+MAX_METADATA = 16
 MAX_STICKY_CHARS = 512
 INT64 = 2**63
 _ROLES = frozenset({"system", "developer", "user", "assistant"})
@@ -34,12 +38,12 @@ Check = Callable[[str, Any, Bounds], Any]
 
 def fail(name: str, value: Any, allowed: str) -> Invalid:
     """The error that names a field, its value, and what is allowed."""
-    return Invalid(f"`{name}` is {_short(value)}; it must be {allowed}", code="invalid_value", param=name)
+    return Invalid(f"`{name}` is {quoted(value)}; it must be {allowed}", code="invalid_value", param=name)
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+def too_many(name: str, value: list[Any] | dict[str, Any], things: str, most: int) -> Invalid:
+    """The error of a list or an object that is longer than may be; none of its elements is looked at."""
+    return Invalid(f"`{name}` has {len(value):,} {things}; at most {most:,} are taken", code="too_many", param=name)
 
 
 def boolean(name: str, value: Any, bounds: Bounds) -> bool:
@@ -123,7 +127,7 @@ def prompt(name: str, value: Any, bounds: Bounds) -> Any:
     if type(value[0]) is int:
         return _one_prompt(name, value, bounds)
     if len(value) > MAX_PROMPTS:
-        raise fail(name, f"{len(value)} prompts", f"at most {MAX_PROMPTS} prompts")
+        raise too_many(name, value, "prompts", MAX_PROMPTS)
     if len({type(item) for item in value}) != 1:
         raise fail(name, value, "all text or all token ids")
     return [_one_prompt(f"{name}[{place}]", item, bounds) for place, item in enumerate(value)]
@@ -133,10 +137,10 @@ def _one_prompt(name: str, value: Any, bounds: Bounds) -> Any:
     if isinstance(value, str) and value:
         return value
     if isinstance(value, list) and value:
+        if len(value) > bounds.max_model_len:
+            raise too_many(name, value, "tokens", bounds.max_model_len)
         if not _are_token_ids(value, bounds):
             raise fail(name, value, f"token ids from 0 to {bounds.vocab_size - 1}")
-        if len(value) > bounds.max_model_len:
-            raise fail(name, f"{len(value)} tokens", f"at most {bounds.max_model_len} tokens")
         return value
     raise fail(name, value, "not empty: text, or token ids")
 
@@ -145,12 +149,16 @@ def messages(name: str, value: Any, bounds: Bounds) -> list[dict[str, Any]]:
     """A chat of text."""
     if not isinstance(value, list) or not value:
         raise fail(name, value, "a list of at least one message")
+    if len(value) > MAX_MESSAGES:
+        raise too_many(name, value, "messages", MAX_MESSAGES)
     return [_message(f"{name}[{place}]", message) for place, message in enumerate(value)]
 
 
 def _message(name: str, message: Any) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise fail(name, message, "an object with `role` and `content`")
+    if len(message) > MAX_MESSAGE_FIELDS:
+        raise too_many(name, message, "fields", MAX_MESSAGE_FIELDS)
     # An answer of an SDK that is sent back carries `"refusal": null`, `"tool_calls": []` and the like.
     said = {
         key: value for key, value in message.items() if value is not None and (key in _MESSAGE_FIELDS or value != [])
@@ -162,7 +170,8 @@ def _message(name: str, message: Any) -> dict[str, Any]:
             code="unsupported_parameter",
             param=f"{name}.{min(unknown)[:60]}",
         )
-    if said.get("role") not in _ROLES:
+    role = said.get("role")
+    if not isinstance(role, str) or role not in _ROLES:
         raise fail(f"{name}.role", message.get("role"), f"one of {', '.join(sorted(_ROLES))}")
     if "name" in said and not (isinstance(said["name"], str) and 0 < len(said["name"]) <= 64):
         raise fail(f"{name}.name", said["name"], "1 to 64 characters")
@@ -175,11 +184,13 @@ def _content(name: str, content: Any) -> Any:
         return content
     if not isinstance(content, list) or not content:
         raise fail(name, content, "text, or a list of text parts")
+    if len(content) > MAX_PARTS:
+        raise too_many(name, content, "parts", MAX_PARTS)
     for place, part in enumerate(content):
         if not isinstance(part, dict) or part.get("type") != "text":
             kind = part.get("type") if isinstance(part, dict) else part
             raise Invalid(
-                f'`{name}[{place}]` is of type {_short(kind)}: only text is served; send `{{"type": "text", "text": ...}}`',
+                f'`{name}[{place}]` is of type {quoted(kind)}: only text is served; send `{{"type": "text", "text": ...}}`',
                 code="unsupported_content",
                 param=f"{name}[{place}]",
             )
@@ -190,9 +201,9 @@ def _content(name: str, content: Any) -> Any:
 
 def metadata(name: str, value: Any, bounds: Bounds) -> Any:
     """Labels of the client."""
-    if isinstance(value, dict) and len(value) <= 16 and all(isinstance(item, str) for item in value.values()):
+    if isinstance(value, dict) and len(value) <= MAX_METADATA and all(isinstance(item, str) for item in value.values()):
         return value
-    raise fail(name, value, "an object of at most 16 strings")
+    raise fail(name, value, f"an object of at most {MAX_METADATA} strings")
 
 
 def sticky(name: str, value: Any, bounds: Bounds) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hmac
 from time import monotonic, perf_counter
-from typing import Any
 
 import orjson
 import structlog
@@ -20,12 +19,13 @@ from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed
 from ..metrics import Metrics
 from ..routing.table import RoutingTable, SnapshotReplica
 from .answers import StreamRewriter, engine_error, rewrite_whole
-from .asgi import ClientGone, Headers, Receive, Scope, Send, header, late, read_body
+from .asgi import ClientGone, Headers, Receive, Scope, Send, header, late
+from .bodies import Bodies
 from .checks import Bounds
 from .cutting import Cutter, Cutters, Reason, Timeouts
 from .errors import render, sse_event, status_of
 from .exchange import Exchange
-from .fields import CompletionRequest, Endpoint, read_request
+from .fields import Asked, Endpoint, RebuiltRequest
 from .recorder import Recorder
 from .resolution import Answering, resolve
 
@@ -54,7 +54,7 @@ class Completions:
         *,
         bounds: Bounds,
         secret: bytes,
-        max_body_bytes: int,
+        bodies: Bodies,
         timeouts: Timeouts,
     ) -> None:
         self._table = table
@@ -66,7 +66,7 @@ class Completions:
         self._unit_secret = hmac.digest(secret, b"turnout sticky key", "sha256")
         self._salt_secret = hmac.digest(secret, b"turnout cache salt", "sha256")
         self._salts: dict[str, str] = {}
-        self._max_body_bytes = max_body_bytes
+        self.bodies = bodies
         self._cutters = Cutters(timeouts)
 
     def cut_all(self, reason: Reason) -> None:
@@ -114,12 +114,8 @@ class Completions:
     ) -> None:
         principal = exchange.principal
         principal.require("inference")
-        body = await read_body(scope, receive, max_bytes=self._max_body_bytes)
-        cutter.is_reading_body = False
-        is_evaluator = "evaluate" in principal.scopes
-        request = read_request(
-            endpoint, _parse(body), self._bounds, is_evaluator=is_evaluator, sticky=_sticky_header(scope)
-        )
+        asked = Asked(endpoint, self._bounds, "evaluate" in principal.scopes, _sticky_header(scope))
+        request = await self.bodies.read(asked, scope, receive, holder=principal.key_id, on_whole=cutter.body_is_whole)
         exchange.unit = self._unit(exchange, request.sticky)
         exchange.answering = resolve(self._table.current, request.model, principal, exchange.unit)
         watcher = asyncio.ensure_future(_disconnected(receive))
@@ -132,7 +128,7 @@ class Completions:
     async def _converse(
         self,
         path: str,
-        request: CompletionRequest,
+        request: RebuiltRequest,
         answering: Answering,
         exchange: Exchange,
         cutter: Cutter,
@@ -184,12 +180,13 @@ class Completions:
             pairs.sort(key=lambda pair: pair[1].in_flight)
         return pairs
 
-    def _payload(self, request: CompletionRequest, answering: Answering, exchange: Exchange) -> bytes:
-        forwarded = request.forwarded
-        forwarded["model"] = answering.engine_name
-        forwarded["cache_salt"] = self._cache_salt(exchange.principal.project_id)
-        forwarded["request_id"] = exchange.request_id
-        return orjson.dumps(forwarded)
+    def _payload(self, request: RebuiltRequest, answering: Answering, exchange: Exchange) -> bytes:
+        ending = {
+            "model": answering.engine_name,
+            "cache_salt": self._cache_salt(exchange.principal.project_id),
+            "request_id": exchange.request_id,
+        }
+        return b"%b,%b" % (request.opening, orjson.dumps(ending)[1:])
 
     def _cache_salt(self, project_id: str) -> str:
         found = self._salts.get(project_id)
@@ -241,7 +238,7 @@ async def _disconnected(receive: Receive) -> None:
 
 async def _pass_whole(
     answer: EngineAnswer,
-    request: CompletionRequest,
+    request: RebuiltRequest,
     answering: Answering,
     exchange: Exchange,
     cutter: Cutter,
@@ -263,7 +260,7 @@ async def _pass_whole(
 
 async def _pass_stream(
     answer: EngineAnswer,
-    request: CompletionRequest,
+    request: RebuiltRequest,
     answering: Answering,
     exchange: Exchange,
     cutter: Cutter,
@@ -307,10 +304,3 @@ def _sticky_header(scope: Scope) -> str | None:
     if not 0 < len(value) <= _MAX_STICKY_BYTES:
         raise Invalid(f"the header `x-turnout-key` must have 1 to {_MAX_STICKY_BYTES} bytes", param="x-turnout-key")
     return value.decode("latin-1")
-
-
-def _parse(body: bytes) -> Any:
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Invalid(f"the body is not JSON: {error}"[:200], code="invalid_json") from error

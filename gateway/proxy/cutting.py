@@ -49,6 +49,10 @@ class Cutter:
             self._task.uncancel()
         return self.reason
 
+    def body_is_whole(self) -> None:
+        """From now on it is not the client that takes long."""
+        self.is_reading_body = False
+
     def close(self) -> None:
         """From now on nothing is cut."""
         self._task = None

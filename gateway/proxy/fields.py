@@ -9,7 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..errors import Forbidden, Invalid
+import orjson
+
+from ..errors import Forbidden, Invalid, NotFound, quoted
 from .checks import (
     INT64,
     MAX_LOGPROBS,
@@ -33,6 +35,32 @@ from .checks import (
 )
 
 Endpoint = Literal["chat", "completions"]
+MAX_FIELDS = 128
+MAX_MODEL_CHARS = 200
+_STREAM_OPTIONS = frozenset({"include_usage", "include_obfuscation"})
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What decides how a body is read, beside the body."""
+
+    endpoint: Endpoint
+    bounds: Bounds
+    is_evaluator: bool
+    sticky: str | None = None
+    """The header's key, which wins over the body's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RebuiltRequest:
+    """A checked request as the hot path passes it on: small, however large its prompt is, but for `opening`."""
+
+    model: str
+    is_stream: bool
+    wants_usage: bool
+    sticky: str | None
+    opening: bytes
+    """What the engine gets, but for the closing brace: what only the gateway knows follows."""
 
 
 @dataclass(slots=True)
@@ -177,6 +205,17 @@ _ASKS_NOTHING: dict[str, tuple[Any, ...]] = {
 }
 
 
+def rebuild(content: bytes | bytearray, asked: Asked) -> RebuiltRequest:
+    """From a client's bytes to what is passed on. Raises as `read_request`, and `Invalid` for what is no JSON."""
+    try:
+        body = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise Invalid(f"the body is not JSON: {error}"[:200], code="invalid_json") from error
+    request = read_request(asked.endpoint, body, asked.bounds, is_evaluator=asked.is_evaluator, sticky=asked.sticky)
+    opening = orjson.dumps(request.forwarded)[:-1]
+    return RebuiltRequest(request.model, request.is_stream, request.wants_usage, request.sticky, opening)
+
+
 def read_request(
     endpoint: Endpoint, body: Any, bounds: Bounds, *, is_evaluator: bool, sticky: str | None = None
 ) -> CompletionRequest:
@@ -186,6 +225,8 @@ def read_request(
     """
     if not isinstance(body, dict):
         raise Invalid("the body must be a JSON object", code="invalid_body")
+    if len(body) > MAX_FIELDS:
+        raise Invalid(f"the body has {len(body):,} fields; at most {MAX_FIELDS} are taken", code="too_many")
     given = {name: value for name, value in body.items() if value is not None}
     checks = FORWARDED[endpoint]
     forwarded: dict[str, Any] = {}
@@ -248,7 +289,18 @@ def _model(given: dict[str, Any]) -> str:
             code="missing_model",
             param="model",
         )
+    if len(model) > MAX_MODEL_CHARS:
+        raise unknown_model(model)
     return model
+
+
+def unknown_model(model: str) -> NotFound:
+    """The error of a name that leads nowhere, for this caller or at all."""
+    return NotFound(
+        f"model {quoted(model)} does not exist or is not yours; `GET /v1/models` lists what you may use",
+        code="model_not_found",
+        param="model",
+    )
 
 
 def _wants_usage(options: Any, bounds: Bounds, *, is_stream: bool) -> bool:
@@ -258,8 +310,8 @@ def _wants_usage(options: Any, bounds: Bounds, *, is_stream: bool) -> bool:
         raise fail("stream_options", options, "an object")
     if not is_stream:
         raise Invalid("`stream_options` needs `stream: true`", code="invalid_value", param="stream_options")
-    unknown = options.keys() - {"include_usage", "include_obfuscation"}
-    if unknown:
-        name = f"stream_options.{min(unknown)[:60]}"
+    unknown = next((name for name in options if name not in _STREAM_OPTIONS), None)
+    if unknown is not None:
+        name = f"stream_options.{unknown[:60]}"
         raise Invalid(f"unknown field `{name}`; leave it out", code="unknown_parameter", param=name)
     return boolean("stream_options.include_usage", options.get("include_usage") or False, bounds)

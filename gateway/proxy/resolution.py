@@ -10,6 +10,7 @@ from ..keys import Principal
 from ..routing.assignment import assign
 from ..routing.models import parse_pin
 from ..routing.table import Snapshot, SnapshotReplica, SnapshotRoute, SnapshotVersion
+from .fields import unknown_model
 
 ALIASES = ("stable", "previous", "candidate")
 _ALIAS = re.compile(r"^(?P<route>[a-z0-9][a-z0-9-]{0,47})@(?P<alias>stable|previous|candidate)$")
@@ -43,7 +44,7 @@ def resolve(snapshot: Snapshot, model: str, principal: Principal, unit: str) -> 
         return _by_alias(snapshot, alias["route"], alias["alias"], principal)
     version = snapshot.versions.get(model) if parse_pin(model) else None
     if version is None or version.project_id != principal.project_id:
-        raise _unknown(model)
+        raise unknown_model(model)
     _check_may_pin(version, principal)
     return _answering(snapshot, version.adapter, version.name, code="version_not_loaded", is_assigned=False)
 
@@ -58,7 +59,7 @@ def _by_route(snapshot: Snapshot, route: SnapshotRoute, principal: Principal, un
 def _by_alias(snapshot: Snapshot, name: str, alias: str, principal: Principal) -> Answering:
     route = snapshot.routes.get(name)
     if route is None or route.project_id != principal.project_id:
-        raise _unknown(f"{name}@{alias}")
+        raise unknown_model(f"{name}@{alias}")
     target = {"stable": route.stable, "previous": route.previous, "candidate": route.candidate}[alias]
     if target is None:
         raise NotFound(f"route {name!r} has no candidate", code="model_not_found", param="model")
@@ -100,11 +101,3 @@ def _answering(snapshot: Snapshot, route: str, target: str, *, code: str, is_ass
     if not replicas:
         raise Unavailable(f"{target!r} is loaded on no engine now; try again in a moment", code=code, param="model")
     return Answering(route, target, digest, engine_name, tuple(replicas), is_assigned)
-
-
-def _unknown(model: str) -> NotFound:
-    return NotFound(
-        f"model {model!r:.120} does not exist or is not yours; `GET /v1/models` lists what you may use",
-        code="model_not_found",
-        param="model",
-    )

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
-from ..errors import Refused
+from ..errors import Refused, quoted
 from .models import DIGEST_PATTERN
 
 CONFIG_FILE = "adapter_config.json"
+MAX_STRUCTURE = 8_000  # an adapter of 80 layers with a rank and an alpha for each module has 2,300
+_MAX_PLACE = 120
 WEIGHTS_FILE = "adapter_model.safetensors"
 MANIFEST_FILE = "manifest.json"
 VERSION_PATTERN = r"^[a-z0-9][a-z0-9-]{0,47}@[1-9][0-9]{0,8}$"
@@ -70,14 +72,14 @@ def manifest_digest(manifest: Manifest) -> str:
 
 def parse_manifest(content: bytes) -> Manifest:
     """Read `manifest.json`. Raises `Refused` that names the field, the value and what is allowed."""
-    found = parse_object(content, MANIFEST_FILE, code="bad_manifest")
+    found = parse_object(content, MANIFEST_FILE, code="bad_manifest", max_structure=MAX_STRUCTURE)
     try:
         manifest = Manifest.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the whole"
+        field = ".".join(str(part)[:_MAX_PLACE] for part in first["loc"])[:_MAX_PLACE] or "the whole"
         raise Refused(
-            f"{MANIFEST_FILE}: {field}: {first['msg']} (got {str(first['input'])[:80]!r}); correct it, or publish without a manifest",
+            f"{MANIFEST_FILE}: {field}: {first['msg']} (got {quoted(first['input'], limit=80)}); correct it, or publish without a manifest",
             code="bad_manifest",
             param=field,
         ) from error
@@ -88,8 +90,19 @@ def parse_manifest(content: bytes) -> Manifest:
     return manifest
 
 
-def parse_object(content: bytes, name: str, *, code: str) -> dict[str, Any]:
-    """Strict JSON: an object in UTF-8, no key twice, no NaN. Raises `Refused` with `code` otherwise."""
+def parse_object(content: bytes, name: str, *, code: str, max_structure: int | None = None) -> dict[str, Any]:
+    """Strict JSON: an object in UTF-8, no key twice, no NaN. Raises `Refused` with `code` otherwise.
+
+    `max_structure` bounds the characters that open, part or name something: what comes from clients is counted first,
+    for parsing holds the interpreter's lock, in a thread as well.
+    """
+    structure = len(content) - len(content.translate(None, b",[{:"))
+    if max_structure is not None and structure > max_structure:
+        raise Refused(
+            f"{name} holds {structure:,} of the characters , [ {{ and :, more than the {max_structure:,} that are read",
+            code=code,
+            param=name,
+        )
     try:
         found = json.loads(
             content.decode(), object_pairs_hook=_no_key_twice, parse_constant=_no_constant, parse_float=_finite

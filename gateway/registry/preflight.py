@@ -21,6 +21,7 @@ from .base_family import BaseFamily, chat_template_digest, is_other_model, token
 from .manifest import (
     CONFIG_FILE,
     MANIFEST_FILE,
+    MAX_STRUCTURE,
     WEIGHTS_FILE,
     Manifest,
     bundle_digest,
@@ -100,7 +101,7 @@ def preflight(directory: Path, base: BaseFamily, *, max_rank: int, max_weights_b
     with opened(directory) as folder:
         refuse_pickles(folder)
         content = read_text(folder, CONFIG_FILE, missing="missing_config")
-        config = parse_object(content, CONFIG_FILE, code="bad_config")
+        config = parse_object(content, CONFIG_FILE, code="bad_config", max_structure=MAX_STRUCTURE)
         manifest_content = read_optional(folder, MANIFEST_FILE)
         manifest = parse_manifest(manifest_content) if manifest_content is not None else None
         _check_base(config, manifest, base)

@@ -50,6 +50,8 @@ class Registry:
         self._settings = settings
         self._on_publish = tuple(on_publish)
         self._artifacts = Artifacts(settings.artifacts_dir, settings.manifests_dir)
+        # One at a time: every thread more that computes is one more turn that requests wait for.
+        self._checking = asyncio.Lock()
 
     async def start(self) -> None:
         """Remove what publishes of dead processes left half-done; what another process is at stays."""
@@ -83,7 +85,8 @@ class Registry:
         self._check_name(adapter)
         if parent is not None and not re.fullmatch(VERSION_PATTERN, parent):
             raise Invalid(f"parent {parent!r} is not a version such as support@1", code="bad_parent", param="parent")
-        checked, manifest = await asyncio.to_thread(self._receive, adapter, source, parent)
+        async with self._checking:
+            checked, manifest = await asyncio.to_thread(self._receive, adapter, source, parent)
         version = self._draft(adapter, checked, manifest, actor=actor, project_id=project_id, job_id=job_id)
         for _ in range(_ATTEMPTS):
             try:

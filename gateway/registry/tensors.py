@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from ..errors import Refused
 from .manifest import parse_object
 
-MAX_HEADER_BYTES = 2 * 2**20  # about 15,000 tensors; an adapter of an 80-layer model has 1,120
+MAX_HEADER_BYTES = 2 * 2**20  # of 5,000 tensors at most; an adapter of an 80-layer model has 1,120
+MAX_HEADER_STRUCTURE = 60_000
 MAX_BASE_HEADER_BYTES = 64 * 2**20
 DTYPE_BYTES = {
     "BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "I16": 2, "U16": 2, "F16": 2, "BF16": 2,
@@ -44,7 +45,9 @@ def read_header(descriptor: int, *, max_header_bytes: int = MAX_HEADER_BYTES) ->
         raise _bad(f"its header claims {length} bytes, more than the {max_header_bytes} that are read")
     if 8 + length > size:
         raise _bad(f"its header claims {length} bytes and the file has {size}: it was cut short")
-    header = parse_object(_pread(descriptor, length, 8), "its header", code="bad_safetensors")
+    # A tensor has twelve of these characters; a base model's file is the owner's own.
+    most = MAX_HEADER_STRUCTURE if max_header_bytes <= MAX_HEADER_BYTES else None
+    header = parse_object(_pread(descriptor, length, 8), "its header", code="bad_safetensors", max_structure=most)
     _check_metadata(header.pop("__metadata__", {}))
     tensors = [_tensor(name, value, start=8 + length) for name, value in header.items()]
     return _contiguous(tensors, start=8 + length, size=size)

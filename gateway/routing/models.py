@@ -7,7 +7,7 @@ from datetime import datetime
 
 from pydantic import BaseModel, Field
 
-from ..errors import Invalid
+from ..errors import Invalid, quoted
 from ..settings import NAME_PATTERN
 
 _PIN = re.compile(r"^(?P<adapter>[a-z0-9][a-z0-9-]{0,47})@(?P<version>[1-9][0-9]{0,8})$")
@@ -54,6 +54,6 @@ def check_variants(variants: tuple[Variant, ...]) -> None:
     """Raise `Invalid` unless targets are distinct and some weight is positive."""
     targets = [variant.target for variant in variants]
     if len(set(targets)) != len(targets):
-        raise Invalid(f"variants name a target twice: {', '.join(targets)}", code="duplicate_variant", param="variants")
+        raise Invalid(f"variants name a target twice: {quoted(targets)}", code="duplicate_variant", param="variants")
     if not any(variant.weight for variant in variants):
         raise Invalid("at least one variant needs a positive weight", code="no_weight", param="variants")

@@ -21,6 +21,7 @@ from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from sqlalchemy import insert, update
 
 from gateway import tables
+from gateway.api.declared import MAX_JSON_BYTES
 from gateway.api.fine_tuning import fine_tuning_job
 from gateway.app import Gateway
 from gateway.database import now
@@ -219,7 +220,7 @@ async def test_malformed_bodies_leave_nothing(api: Api, body: bytes, code: str, 
 
 
 async def test_only_uploads_are_read_beyond_the_cap_of_bodies(api: Api) -> None:
-    body = b"x" * (api.gateway.settings.limits.request_bytes + 1)
+    body = b"x" * (MAX_JSON_BYTES + 1)
     async with await api.client("train") as client:
         for path in ("/v1/fine_tuning/jobs", "/api/evaluations", "/api/jobs/x/cancel"):
             headers = {"content-type": "multipart/form-data; boundary=B"}

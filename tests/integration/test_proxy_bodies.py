@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gateway.api.declared import MAX_JSON_BYTES
 from gateway.proxy.cutting import Timeouts
 from tests.fakes.stack import Stack, until
 
@@ -26,7 +27,7 @@ WEIGHTS_HEAD = b'--B\r\ncontent-disposition: form-data; name="adapter_model"; fi
 @pytest.fixture
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     timeouts = Timeouts(request_s=60, body_s=BODY_TIMEOUT_S)
-    async with Stack(tmp_path, timeouts=timeouts, limits={"request_bytes": 4096}) as running:
+    async with Stack(tmp_path, timeouts=timeouts) as running:
         yield running
 
 
@@ -54,8 +55,8 @@ async def stalled(stack: Stack, path: str, sent: bytes, *, content_type: str) ->
 async def test_a_body_over_the_cap_is_refused_alike_whether_its_length_was_declared(stack: Stack, path: str) -> None:
     json_type = {"content-type": "application/json"}
     async with stack.client("admin") as client:
-        declared = await client.post(path, content=b" " * 5000, headers=json_type)
-        counted = await client.post(path, content=pieces(*[b" " * 500] * 10), headers=json_type)
+        declared = await client.post(path, content=b" " * (MAX_JSON_BYTES + 1), headers=json_type)
+        counted = await client.post(path, content=pieces(*[b" " * 1000] * 66), headers=json_type)
 
     assert (counted.status_code, counted.json()) == (declared.status_code, declared.json())
     assert (counted.status_code, counted.json()["error"]["code"]) == (413, "body_too_large")

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gateway.errors import Invalid
+from gateway.errors import Invalid, Refused
 from gateway.registry.base_family import BaseFamily, load_base_family
 from gateway.registry.manifest import (
+    MAX_STRUCTURE,
     Manifest,
     bundle_digest,
     canonical_bytes,
@@ -148,3 +149,21 @@ def test_damaged_base_weights_are_an_error_of_the_server(base: BaseFamily) -> No
         load_base_family("tiny", base.path)
 
     assert caught.value.code == "bad_base_model"
+
+
+def test_a_manifest_with_more_structure_than_any_has_is_refused_before_it_is_parsed() -> None:
+    content = b"{" + b",".join(b'"%d":0' % number for number in range(MAX_STRUCTURE)) + b"}"
+
+    with pytest.raises(Refused) as caught:
+        parse_manifest(content)
+
+    assert caught.value.code == "bad_manifest"
+    assert f"{MAX_STRUCTURE:,}" in caught.value.message
+
+
+def test_a_wrong_manifest_is_refused_in_a_few_words() -> None:
+    fields = {"x" * 10_000: 1, "datasets": [["y" * 10_000] * 100]}
+    with pytest.raises(Refused) as caught:
+        parse_manifest(json.dumps({**a_manifest().model_dump(mode="json"), **fields}).encode())
+
+    assert len(caught.value.message) < 500

@@ -134,7 +134,7 @@ def test_a_header_bomb_is_refused_before_anything_is_allocated(tmp_path: Path, l
     assert peak < 2**20
 
 
-def test_the_largest_header_stays_within_its_memory(tmp_path: Path) -> None:
+def test_a_header_of_more_tensors_than_any_adapter_has_is_refused_unparsed(tmp_path: Path) -> None:
     header = b"{" + b",".join(b'"%d":{}' % index for index in range(180_000)) + b"}"
     assert 0.8 * MAX_HEADER_BYTES < len(header) <= MAX_HEADER_BYTES
     write_raw(tmp_path / "w", header)
@@ -145,7 +145,7 @@ def test_the_largest_header_stays_within_its_memory(tmp_path: Path) -> None:
 
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 64 * MAX_HEADER_BYTES
+    assert peak < 4 * MAX_HEADER_BYTES
 
 
 @settings(max_examples=250, deadline=1000, suppress_health_check=[HealthCheck.function_scoped_fixture])
