@@ -44,6 +44,7 @@ class Answer:
         "_connection",
         "_end_told",
         "_expects_continue",
+        "_has_chunks",
         "_head",
         "_is_chunked",
         "_is_gone",
@@ -66,6 +67,7 @@ class Answer:
         self._parts: list[bytes] = []
         self._end_told = False
         self._expects_continue = head.expects_continue
+        self._has_chunks = head.body_bytes is None
         self._is_head_request = head.method == "HEAD"
         self._version = head.version
         # What is said first is kept until the first of the body: one write, and an error until then can still be told.
@@ -235,7 +237,11 @@ class Answer:
 
     def _choose_framing(self, status: int, length: int | None) -> bytes:
         # A body that is waited for, and was not asked for, may come or not: the next request could be either.
-        if self._expects_continue and not self.is_whole and self.buffered == 0:
+        is_awaited = self._expects_continue and not self.is_whole and self.buffered == 0
+        # Chunks that nobody has read may yet turn out to be none. A front that took them for whole would have sent the
+        # next client's request already when the connection ends, so it is told now, whether they have come or not.
+        is_unsure = self._has_chunks and not self._end_told
+        if is_awaited or is_unsure:
             self.keeps_alive = False
         self._is_chunked, self._left = False, length
         if self._is_head_request or status in _BODILESS:
