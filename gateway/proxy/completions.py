@@ -99,7 +99,7 @@ class Completions:
             reason = cutter.take_back()
             if reason is None:
                 raise
-            # To a client whose buffer is full nothing can be said; uvicorn closes an answer that is not complete.
+            # To a client whose buffer is full nothing can be said; the server closes an answer that is not complete.
             if reason in _REPORTED and cutter.sending_since is None:
                 return _REPORTED[reason]
             exchange.status = CLIENT_GONE
@@ -281,7 +281,7 @@ async def _pass_stream(
             # Not before the first event: until then a failure can still be told by the status.
             exchange.first_token_at = perf_counter()
             await exchange.begin(200, _STREAM_HEADERS, send)
-        # uvicorn waits here while the client's buffer is full, and no more is read from the engine meanwhile.
+        # The server waits here while the client's buffer is full, and no more is read from the engine meanwhile.
         cutter.sending_since = monotonic()
         await send({"type": "http.response.body", "body": events, "more_body": not rewriter.is_done})
         cutter.sending_since = None

@@ -249,7 +249,9 @@ async def test_a_refused_body_that_is_malformed_gets_no_second_answer(stack: Sta
     assert await asyncio.wait_for(wire.reader.read(), 5) == b""
 
 
-@pytest.mark.parametrize(("key", "size", "status"), [("tn-wrong", STRANGERS, 401), ("inference", UPLOAD, 403), ("train", UPLOAD, 413)])
+@pytest.mark.parametrize(
+    ("key", "size", "status"), [("tn-wrong", STRANGERS, 401), ("inference", UPLOAD, 403), ("train", UPLOAD, 400)]
+)
 async def test_a_blocking_client_that_closes_after_each_request_is_told_why(
     stack: Stack, key: str, size: int, status: int
 ) -> None:
