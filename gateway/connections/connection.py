@@ -70,7 +70,8 @@ class Connection(asyncio.Protocol):
         self._is_idle = False
         self.transport: asyncio.Transport
         self.client: tuple[str, int] | None = None
-        self.made_at = 0.0
+        self.accepted_at = monotonic()
+        self._is_made = False
         self._gives_way = False
         self.has_shown_key = False
         """Whether any of its requests came with a key that counts."""
@@ -83,7 +84,8 @@ class Connection(asyncio.Protocol):
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         self.client = _address(transport.get_extra_info("peername"))
         self._server_address = _address(transport.get_extra_info("sockname"))
-        self.made_at = self._since = monotonic()
+        self._is_made = True
+        self._since = monotonic()
         if self._gives_way:
             self.transport.abort()
 
@@ -152,7 +154,7 @@ class Connection(asyncio.Protocol):
         self._gives_way = self._is_ending = True
         if self.has_shown_key:
             self.transport.close()
-        elif self.made_at:
+        elif self._is_made:
             self.transport.abort()
 
     @property

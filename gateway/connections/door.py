@@ -3,8 +3,10 @@
 The event loop's own accepting takes all that waits at once, a flood in one turn, before anything can be said about it;
 and when it finds no file it closes what waits, customers too. So this accepts by itself, a few at a turn. What fails:
 
+- Strangers come faster than anybody can send a head: those who come wait in the kernel's queue until the stranger who
+  would go for them has had its time. So a small room is no reason to lose a customer, and a flood costs little.
 - No file is left although connections keep within their limit: something else eats them. A stranger goes for each who
-  comes in; when only a few are left, those who come wait in the kernel's queue, and are looked at ten times a second.
+  comes in; where there is none, those who come wait, and are looked at ten times a second.
 - A file is closed a turn after its connection was cut, or once the client has read what it was owed: until then it
   counts, and if many such are left, nobody comes in for a moment.
 - A connection is cut before it was made: it ends when it is made.
@@ -17,6 +19,7 @@ import errno
 import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
+from time import monotonic
 
 import structlog
 
@@ -30,6 +33,9 @@ log = structlog.get_logger(__name__)
 _CLOSING_FILES = 32
 _LACKS_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_S = 0.1
+# What every stranger has to show a key in. A client sends its head when it is connected, and the kernel connects it
+# before it is accepted: this is for clients that are slow themselves.
+_GRACE_S = 0.05
 _TELL_EVERY_S = 10.0
 
 
@@ -96,7 +102,10 @@ class Door:
         """A few that wait. The loop calls again while there are more."""
         for _ in range(self._room.newcomers_at_a_turn):
             if self._open_files >= self._room.size.total + _CLOSING_FILES:
-                self._wait()
+                self._wait(_PAUSE_S)
+                return
+            if self._room.is_full and (left_s := self._grace_left_s()) > 0:
+                self._wait(left_s)
                 return
             try:
                 made, address = listening.accept()
@@ -129,17 +138,22 @@ class Door:
             connection.shutdown()
 
     def _do_without(self) -> None:
-        cut = self._room.do_without()
-        if cut is None:
-            self._wait()
+        self._untold["no_file"] += 1
+        left_s = self._grace_left_s()
+        if left_s > 0:
+            self._wait(left_s)
         else:
-            self._cut(cut)
+            self._cut(self._room.do_without())
 
-    def _wait(self) -> None:
-        """The loop would call again at once, for as long as there is no file."""
-        self._untold["waits"] += 1
+    def _grace_left_s(self) -> float:
+        """How long the stranger who goes first still has; where there is none, a pause."""
+        first = self._room.first_to_go()
+        return _PAUSE_S if first is None else first.accepted_at + _GRACE_S - monotonic()
+
+    def _wait(self, pause_s: float) -> None:
+        """The loop would call again at once, for as long as somebody waits."""
         self._pause()
-        self._loop.call_later(_PAUSE_S, self._resume)
+        self._loop.call_later(pause_s, self._resume)
 
     # ---- Staying, and going
 

@@ -9,13 +9,13 @@
 What may go wrong, and who loses:
 
 - Strangers hold connections and say nothing, or little, or what needs no key: they fill half of the room at most. A
-  newcomer is never refused: it may be a customer. The stranger goes that came first, of the address that has the most:
-  it had the longest time to show a key, and who has many loses before who has one. What it does meanwhile does not
-  count: a byte now and then would buy time.
+  newcomer is never refused: it may be a customer. The stranger goes that came first, since it had the longest time to
+  show a key; of the address that has the most, where one has many. What it does meanwhile does not count: a byte now
+  and then would buy time.
 - They come faster than a customer can send a head: from few addresses, they only cut their own. From many, or from the
-  customer's own, the customer has as long as it takes to open as many connections as strangers may have.
-- One behind a proxy shares an address with everybody: known connections count against no address, so only those that
-  wait for their first key share the address's part.
+  customer's own, newcomers wait in the kernel's queue until who would go for them has had its time (door.py).
+- Customers share an address, of a proxy or an office: known connections count against none, so only those that wait for
+  their first key do, and a few such are no reason to lose before others.
 - An address of IPv6 is nothing: a household has 2^64 of them. The /64 counts.
 - Known connections fill their room: the one goes that has been idle for longest. One that is being answered never goes;
   where all are, the next key is told to come back. So strangers always keep some room to show a key in.
@@ -33,8 +33,6 @@ from typing import Generic, Literal, TypeVar
 Guest = TypeVar("Guest", bound=Hashable)
 Reason = Literal["address", "strangers", "idle", "full", "files"]
 
-# While strangers are no more than this, a lack of files is waited out: the few that there are must get to show a key.
-FEW_STRANGERS = 8
 # What becomes of a newcomer takes some turns of the loop: made, read, asked for its key. So many newcomers are let in at
 # a turn that nobody is cut before.
 _TURNS_TO_SHOW_A_KEY = 8
@@ -50,11 +48,15 @@ class Size:
     known: int
     per_address: int
 
+    @property
+    def fair_share(self) -> int:
+        """Up to so many strangers one address is no worse than another that has fewer."""
+        return max(1, self.strangers // 8)
+
 
 def size_of(total: int, per_address: int) -> Size:
     """The parts of the room."""
-    strangers = total // 2
-    return Size(total, strangers, total - max(1, total // 8), min(per_address, strangers))
+    return Size(total, total // 2, total - max(1, total // 8), per_address)
 
 
 @dataclass(frozen=True)
@@ -103,14 +105,25 @@ class Room(Generic[Guest]):
     def _make_room(self, address: str) -> Cut[Guest] | None:
         own = self._by_address.get(address)
         if own is not None and len(own) >= self.size.per_address:
-            return self._cut(address, "address")
-        if self.strangers >= self.size.strangers or self.strangers + self.known >= self.size.total:
-            return self._cut_of_the_most("strangers")
-        return None
+            return self._cut(next(iter(own)), "address")
+        return self._cut_first("strangers") if self.is_full else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether somebody has to go for the next newcomer."""
+        return self.strangers >= self.size.strangers or self.strangers + self.known >= self.size.total
+
+    def first_to_go(self) -> Guest | None:
+        """The stranger who goes before all others: of the address that has the most, where that is many."""
+        if not self.strangers:
+            return None
+        if self._most > self.size.fair_share:
+            return next(iter(self._by_address[next(iter(self._addresses_with[self._most]))]))
+        return next(iter(self._address))
 
     def do_without(self) -> Cut[Guest] | None:
-        """There are fewer files than there should be: who goes for the next newcomer; None: it has to wait."""
-        return self._cut_of_the_most("files") if self.strangers > FEW_STRANGERS else None
+        """There are fewer files than there should be: who goes for the next newcomer."""
+        return self._cut_first("files")
 
     def show_key(self, guest: Guest) -> Cut[Guest] | None:
         """A stranger shows a key that counts while it is answered: who has to go for it. That may be itself."""
@@ -144,12 +157,11 @@ class Room(Generic[Guest]):
 
     # ---- Strangers by address
 
-    def _cut_of_the_most(self, reason: Reason) -> Cut[Guest] | None:
-        """Of addresses that have as many, the one that has had them for longest."""
-        return self._cut(next(iter(self._addresses_with[self._most])), reason) if self.strangers else None
+    def _cut_first(self, reason: Reason) -> Cut[Guest] | None:
+        guest = self.first_to_go()
+        return None if guest is None else self._cut(guest, reason)
 
-    def _cut(self, address: str, reason: Reason) -> Cut[Guest]:
-        guest = next(iter(self._by_address[address]))
+    def _cut(self, guest: Guest, reason: Reason) -> Cut[Guest]:
         self._forget_stranger(guest)
         return Cut(guest, reason)
 
