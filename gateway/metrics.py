@@ -97,7 +97,9 @@ class Metrics:
             registry=registry,
         )
         self.connections_limit = Gauge(
-            "turnout_connections_limit", "Connections there may be at once, by setting and file limit", registry=registry
+            "turnout_connections_limit",
+            "Connections there may be at once, by setting and file limit",
+            registry=registry,
         )
         self.connections_cut = Counter(
             "turnout_connections_cut_total",

@@ -56,9 +56,11 @@ class GatewayServer(uvicorn.Server):
         self._door = Door(size_of(total, settings.limits.connections_per_address), metrics)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start; then take what lives as long as the process out of the collector's rounds, which would stop all requests."""
+        """Listen on the sockets; then take what lives as long as the process out of the collector's rounds, which would stop all requests."""
+        if not sockets:
+            raise ValueError("the server listens on sockets that it is given: see listening_socket()")
         await super().startup([])
-        self._door.open(sockets or [], self._connection, backlog=self.config.backlog)
+        self._door.open(sockets, self._connection, backlog=self.config.backlog)
         if self._owns_process:
             gc.collect()
             gc.freeze()

@@ -116,7 +116,9 @@ class Answer:
         self.has_known_key = True
         if not self._connection.show_key():
             self.keeps_alive = False
-            text = "all connections that this server can keep are being answered (setting limits.connections); try again"
+            text = (
+                "all connections that this server can keep are being answered (setting limits.connections); try again"
+            )
             raise Unavailable(text, code="too_many_connections")
 
     async def run(self, app: App, scope: Scope) -> None:
