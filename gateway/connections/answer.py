@@ -20,8 +20,8 @@ log = structlog.get_logger(__name__)
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _BODILESS = frozenset({204, 304})
-_BAD_NAME = re.compile(rb"[^!#$%&'*+.^_`|~0-9A-Za-z-]|^$")
-_BAD_VALUE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_HEADERS = re.compile(rb"(?:[!#$%&'*+.^_`|~0-9a-z-]++: [\t -~\x80-\xff]*+\r\n)*+")
+_ABOUT_FRAMING = frozenset({b"connection", b"content-length", b"transfer-encoding"})
 _FAILED: Headers = [
     (b"content-type", b"text/plain; charset=utf-8"),
     (b"content-length", b"21"),
@@ -45,6 +45,7 @@ class Answer:
         "_connection",
         "_end_told",
         "_expects_continue",
+        "_has_chunks",
         "_head",
         "_is_chunked",
         "_is_gone",
@@ -67,6 +68,7 @@ class Answer:
         self._parts: list[bytes] = []
         self._end_told = False
         self._expects_continue = head.expects_continue
+        self._has_chunks = head.body_bytes is None
         self._is_head_request = head.method == "HEAD"
         self._version = head.version
         # What is said first is kept until the first of the body: one write, and an error until then can still be told.
@@ -216,36 +218,41 @@ class Answer:
 
     def _render(self, status: int, headers: Headers) -> bytes:
         """The head of the answer; decides how its body is framed."""
-        lines = [STATUS_LINES[status]]
+        lines: list[bytes] = []
         length: int | None = None
         for name, value in (*self._connection.default_headers, *headers):
-            if _BAD_NAME.search(name) or _BAD_VALUE.search(value):
-                raise RuntimeError(f"the answer has a header that is none: {name!r:.60}")
             lowered = name.lower()
-            if lowered == b"connection":
-                if b"close" in value.lower():
-                    self.keeps_alive = False
-                continue
-            if lowered == b"transfer-encoding":
-                raise RuntimeError("how an answer is framed is not the application's to say")
-            if lowered == b"content-length":
+            if lowered in _ABOUT_FRAMING:
+                if lowered == b"transfer-encoding":
+                    raise RuntimeError("how an answer is framed is not the application's to say")
+                if lowered == b"connection":
+                    self.keeps_alive = self.keeps_alive and b"close" not in value.lower()
+                    continue
                 length = int(value)
                 if status == 204:
                     continue
-            lines.append(b"%b: %b\r\n" % (lowered, value))
-        self._choose_framing(status, length, lines)
+            lines += (lowered, b": ", value, b"\r\n")
+        block = b"".join(lines)
+        # One look at all of them. A value with a line's end in it would look like two headers.
+        if _HEADERS.fullmatch(block) is None or block.count(b"\n") * 4 != len(lines):
+            raise RuntimeError(f"the answer has a header that is none, among {[name for name, _ in headers]!r:.200}")
+        own = self._choose_framing(status, length)
         if not self.keeps_alive:
-            lines.append(b"connection: close\r\n")
-        lines.append(b"\r\n")
-        return b"".join(lines)
+            own += b"connection: close\r\n"
+        return b"%b%b%b\r\n" % (STATUS_LINES[status], block, own)
 
-    def _choose_framing(self, status: int, length: int | None, lines: list[bytes]) -> None:
+    def _choose_framing(self, status: int, length: int | None) -> bytes:
         # A body that is waited for, and was not asked for, may come or not: the next request could be either.
-        if self._expects_continue and not self.is_whole and self.buffered == 0:
+        is_awaited = self._expects_continue and not self.is_whole and self.buffered == 0
+        # Chunks that nobody has read may yet turn out to be none. A front that took them for whole would have sent the
+        # next client's request already when the connection ends, so it is told now, whether they have come or not.
+        is_unsure = self._has_chunks and not self._end_told
+        if is_awaited or is_unsure:
             self.keeps_alive = False
         self._is_chunked, self._left = False, length
         if self._is_head_request or status in _BODILESS:
             self._left = -1
         elif length is None and self._version == "1.1":
             self._is_chunked = True
-            lines.append(b"transfer-encoding: chunked\r\n")
+            return b"transfer-encoding: chunked\r\n"
+        return b""

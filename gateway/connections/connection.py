@@ -330,8 +330,8 @@ class Connection(asyncio.Protocol):
         if self._answer is not None:
             self._answer.lose()
         self._rest()
-        if self._gives_way:
-            self.transport.abort()
+        if self._gives_way or self.is_write_paused:
+            self.transport.abort()  # who takes nothing would have it all kept for a minute
         else:
             self.transport.close()
 

@@ -110,7 +110,7 @@ def codings(words: Words) -> list[Row]:
                 *cut(),
             ),
             Row("coding", f"is {said!r}, twice", words.post(line, line) + body + words.plant, *cut()),
-            Row("coding", f"is {said!r}, of a GET", words.get(line) + body, *kept()),
+            Row("coding", f"is {said!r}, of a GET that reads none", words.get(line) + body + words.plant, *cut(200)),
         ]
     found += [
         Row("coding", "by a name with a space", words.post(b"Transfer-Encoding : chunked") + body + words.plant, *cut()),
@@ -194,7 +194,7 @@ def chunks(words: Words) -> list[Row]:
         Row("chunk", "at last with an extension", words.chunked() + chunk(CHAT) + b"0;a=b\r\n\r\n", *kept()),
         Row("chunk", "longer than its size", words.chunked() + chunk(CHAT + b"xx", size=size.encode()) + words.plant, *cut()),
         Row("chunk", "shorter than its size", words.chunked() + chunk(CHAT, size=b"%x" % (len(CHAT) + 1)) + b"0\r\n\r\n" + words.plant, *cut()),
-        Row("chunk", "that holds a request", words.chunked(path=b"/v1/models") + chunk(words.plant) + b"0\r\n\r\n", *kept(405)),
+        Row("chunk", "that holds a request", words.chunked(path=b"/v1/models") + chunk(words.plant) + b"0\r\n\r\n" + words.plant, *cut(405)),
         Row("chunk", "of extensions without end", words.chunked() + chunk(b" ", size=b"1;" + b"x" * 200) * 400 + words.plant, *cut()),
     ]  # fmt: skip
     return found
@@ -222,23 +222,17 @@ def trailers(words: Words) -> list[Row]:
                 stays=True,
                 made=1,
             ),
-            Row("trailer", f"{name}, without a key", open_body + line + CRLF * 2, *kept(401)),
+            Row("trailer", f"{name}, without a key", open_body + line + CRLF * 2 + words.plant, *cut(401)),
         ]
     found += [
-        Row("trailer", "the key", open_body + words.auth + CRLF * 2, *kept(401)),
+        Row("trailer", "the key", open_body + words.auth + CRLF * 2 + words.plant, *cut(401)),
         Row(
             "trailer",
             "the key, where the host is empty",
-            words.chunked(auth=b"Authorization:") + WHOLE + words.auth + CRLF * 2,
-            *kept(401),
+            words.chunked(auth=b"Authorization:") + WHOLE + words.auth + CRLF * 2 + words.plant,
+            *cut(401),
         ),
-        Row(
-            "trailer",
-            "the key, then a request",
-            open_body + words.auth + CRLF * 2 + words.get(),
-            (401, 200),
-            stays=True,
-        ),
+        Row("trailer", "the key, then a request", open_body + words.auth + CRLF * 2 + words.get(), *cut(401)),
         Row("trailer", "ninety", keyed + b"X-A: b\r\n" * 90 + CRLF, *kept()),
         Row("trailer", "too many", keyed + b"X-A: b\r\n" * 101 + CRLF + words.plant, *cut(431)),
         Row("trailer", "too long", keyed + b"X-A: " + b"b" * 70_000 + CRLF * 2 + words.plant, *cut(431)),
@@ -278,8 +272,8 @@ def refused(words: Words) -> list[Row]:
             found += [
                 Row("refused", f"{name}, {body_name}", sized, *kept(status)),
                 Row("refused", f"{name}, {body_name}, then a request", sized + words.get(), (status, 200), stays=True),
-                Row("refused", f"{name}, {body_name}, chunked", chunked_ + CRLF + words.get(), (status, 200), stays=True),
-                Row("refused", f"{name}, {body_name}, trailer close", chunked_ + b"Connection: close\r\n\r\n" + words.get(), (status, 200), stays=True),
+                Row("refused", f"{name}, {body_name}, chunked", chunked_ + CRLF + words.plant, *cut(status)),
+                Row("refused", f"{name}, {body_name}, trailer close", chunked_ + b"X: y\r\nConnection: close\r\n\r\n" + words.plant, *cut(status)),
                 Row("refused", f"{name}, {body_name}, closing", closing + words.plant, *cut(status)),
             ]  # fmt: skip
     return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 CRLF = b"\r\n"
 # Stands where a row's number comes; of the number's length, because lengths are counted before.
@@ -16,7 +16,7 @@ CHAT = json.dumps({"model": "tiny", "messages": [{"role": "user", "content": "he
 class Row:
     """What goes over one connection, the answers in their order, and what becomes of the connection.
 
-    Before its own bytes may stand `{plant}`: a request that must never be run.
+    Inside of what is sent, or behind it, stands a request that must never be run.
     """
 
     family: str
@@ -46,7 +46,6 @@ class Words:
     plant: bytes
     """What an attacker would have run in somebody's name."""
     host: bytes = b"Host: 127.0.0.1"
-    extra: tuple[bytes, ...] = field(default=())
 
     @property
     def auth(self) -> bytes:

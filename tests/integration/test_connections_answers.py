@@ -265,6 +265,30 @@ async def test_a_body_that_breaks_spoils_no_answer_that_does_not_want_it(pieces:
     assert (answer.status, rest) == (401, b"")
 
 
+@pytest.mark.parametrize("pieces", [1, 2])
+async def test_chunks_that_nobody_reads_end_their_connection_and_the_answer_says_so(pieces: int) -> None:
+    sent = [b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n", b"0\r\n\r\n" + GET]
+    async with serving(said(b"no", status=401, length=2)) as wire:
+        for piece in sent if pieces == 2 else [b"".join(sent)]:
+            await wire.send(piece)
+        answer = await wire.answer()
+        rest = await wire.rest()
+
+    assert answer is not None
+    assert (answer.status, answer.headers["connection"], rest) == (401, "close", b"")
+
+
+async def test_chunks_that_were_read_leave_the_connection_as_it_was() -> None:
+    sent = (
+        b"POST / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nConnection: close\r\n\r\n"
+    )
+    async with serving(echo) as wire:
+        await wire.send(sent + sent)
+        answers = [await wire.answer() for _ in range(2)]
+
+    assert [answer and answer.body for answer in answers] == [b"hello", b"hello"]
+
+
 async def test_an_application_that_closes_is_obeyed() -> None:
     answer = await raw(said(b"x", length=1, headers=[(b"connection", b"close")]), GET + GET)
 
