@@ -20,6 +20,7 @@ from fastapi import FastAPI
 from .api import adapters, audit, evaluations, files, fine_tuning, health, jobs, keys, models, routes
 from .api.dependencies import Services
 from .api.errors import install_error_handlers
+from .connections.files import raise_file_limit
 from .database import Database, sqlite_file
 from .datasets.store import FileStore
 from .engine.client import EngineClients
@@ -159,6 +160,7 @@ class Gateway:
             self.front,
             self.settings,
             self.lifecycle,
+            self.metrics,
             cut_all=lambda: self.completions.cut_all("shutdown"),
             owns_process=owns_process,
         )
@@ -209,6 +211,7 @@ def create_app(settings: Settings) -> Front:
 
 async def serve_gateway(settings: Settings) -> None:
     """Serve until told to stop. Raises `Invalid` when it cannot start."""
+    raise_file_limit()
     listening = listening_socket(settings)
     try:
         gateway = Gateway(settings)

@@ -18,12 +18,14 @@ from typing import Literal
 import httpx
 import psutil
 
+from .connections.files import HOW_TO_RAISE, connections_for, file_limit
 from .database import WAL_SAFE_SINCE
 from .settings import Settings
 
 GIB = 2**30
 TRAINING_BYTES = 5 * GIB  # a LoRA run of the default preset peaks at 4 to 5 GB
 ENGINE_OVERHEAD_BYTES = 2 * GIB  # the engine's processes, beside weights and key-value cache
+FEW_CONNECTIONS = 1024
 MIN_DISK_BYTES = 5 * GIB
 MUCH_NOISE_NATS = 0.05  # from here on a greedy answer turns now and then
 FAST_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
@@ -50,6 +52,7 @@ def examine(settings: Settings) -> list[Check]:
         _memory,
         _device_shares,
         _disk,
+        _open_files,
         _torch,
         _trainer,
         _evaluator,
@@ -168,6 +171,16 @@ def _disk(settings: Settings) -> Check:
     if not os.access(place, os.W_OK):
         return Check("Disk", "missing", f"{place} cannot be written", "set TURNOUT_HOME to a folder of yours")
     return Check("Disk", "ok" if free >= MIN_DISK_BYTES else "warning", found, "free some space, or move TURNOUT_HOME")
+
+
+def _open_files(settings: Settings) -> Check:
+    """By the hard limit: the gateway raises its own to that."""
+    limit = file_limit()
+    possible, wanted = connections_for(limit.hard), settings.limits.connections
+    found = f"soft limit {limit.soft}, hard limit {limit.hard}: {min(possible, wanted)} connections"
+    if possible == 0:
+        return Check("Open files", "missing", found, HOW_TO_RAISE)
+    return Check("Open files", "ok" if possible >= min(wanted, FEW_CONNECTIONS) else "warning", found, HOW_TO_RAISE)
 
 
 def installed(*names: str) -> dict[str, str | None]:

@@ -90,6 +90,24 @@ class Metrics:
         self.unhandled = Counter(
             "turnout_unhandled_errors_total", "Faults of the gateway itself", ("where",), registry=registry
         )
+        self.connections = Gauge(
+            "turnout_connections",
+            "Open connections: `known` have shown a key that counts, `stranger` have not",
+            ("kind",),
+            registry=registry,
+        )
+        self.connections_limit = Gauge(
+            "turnout_connections_limit",
+            "Connections there may be at once, by setting and file limit",
+            registry=registry,
+        )
+        self.connections_cut = Counter(
+            "turnout_connections_cut_total",
+            "Connections cut to make room: strangers of an `address` with too many, of all `strangers`, for want of `files`; "
+            "known ones that were `idle`; `full`: a key was told to come back",
+            ("reason",),
+            registry=registry,
+        )
         self.in_flight = Gauge("turnout_requests_in_flight", "Requests being answered now", registry=registry)
         self.exposures_written = Counter(
             "turnout_exposures_written_total", "Exposure records stored", registry=registry

@@ -11,7 +11,11 @@ from types import FrameType
 import uvicorn
 
 from .connections.connection import Connection
+from .connections.door import Door
+from .connections.files import allowed_connections, file_limit
+from .connections.room import size_of
 from .errors import Invalid
+from .metrics import Metrics
 from .proxy.app import Lifecycle
 from .proxy.asgi import App
 from .settings import Settings
@@ -33,6 +37,7 @@ class GatewayServer(uvicorn.Server):
         app: App,
         settings: Settings,
         lifecycle: Lifecycle,
+        metrics: Metrics,
         *,
         cut_all: Callable[[], None],
         headers_timeout_s: float = HEADERS_TIMEOUT_S,
@@ -47,13 +52,26 @@ class GatewayServer(uvicorn.Server):
         self._headers_timeout_s = headers_timeout_s
         self._refused_body_timeout_s = refused_body_timeout_s
         self._owns_process = owns_process
+        total = allowed_connections(settings.limits.connections, file_limit().soft)
+        self._door = Door(size_of(total, settings.limits.connections_per_address), metrics)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start; then take what lives as long as the process out of the collector's rounds, which would stop all requests."""
-        await super().startup(sockets)
+        """Listen on the sockets; then take what lives as long as the process out of the collector's rounds, which would stop all requests."""
+        if not sockets:
+            raise ValueError("the server listens on sockets that it is given: see listening_socket()")
+        await super().startup([])
+        self._door.open(sockets, self._connection, backlog=self.config.backlog)
         if self._owns_process:
             gc.collect()
             gc.freeze()
+
+    def _connection(self) -> Connection:
+        return Connection(self.config, self.server_state, self.lifespan.state, self._door)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Nobody comes in any more; then everything ends."""
+        self._door.close()
+        await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """The first signal drains, the second stops, the third stops at once."""
@@ -69,6 +87,7 @@ class GatewayServer(uvicorn.Server):
             self._drain(self._drain_until)
         if counter % _TICKS_IN_A_SECOND == 0:
             self._close_stragglers()
+            self._door.tell(monotonic())
         return await super().on_tick(counter)
 
     def _drain(self, until: float) -> None:
@@ -92,7 +111,7 @@ class GatewayServer(uvicorn.Server):
 def _config(app: App) -> uvicorn.Config:
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=Connection,  # uvicorn makes none: the door does
         ws="none",
         lifespan="on",
         access_log=False,

@@ -77,6 +77,12 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     request_timeout_s: float = Field(
         default=600, gt=0, description="longest time from a request to the end of its answer"
     )
+    connections: int = Field(
+        default=4096, ge=16, description="open connections; fewer where the process may not open twice as many files"
+    )
+    connections_per_address: int = Field(
+        default=256, ge=1, description="of these, from one address, without a key that counts"
+    )
 
 
 class Settings(BaseSettings):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import structlog
 
+from ..errors import Unavailable
 from ..proxy.asgi import SHOWED_KEY, App, Headers, Message, Scope
 from .heads import Head, Refusal
 
@@ -113,9 +114,14 @@ class Answer:
         return self._is_written
 
     def showed_key(self) -> None:
-        """The application knows who asks."""
+        """The application knows who asks. Raises `Unavailable` when there is no room for one more."""
         self.has_known_key = True
-        self._connection.has_shown_key = True
+        if not self._connection.show_key():
+            self.keeps_alive = False
+            text = (
+                "all connections that this server can keep are being answered (setting limits.connections); try again"
+            )
+            raise Unavailable(text, code="too_many_connections")
 
     async def run(self, app: App, scope: Scope) -> None:
         """The application, and what must be said if it says nothing."""

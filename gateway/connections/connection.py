@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import uvicorn
@@ -23,6 +23,9 @@ from ..proxy.errors import error_body
 from .answer import STATUS_LINES, Answer
 from .framing import End, Framer
 from .heads import Head, Refusal, route_path
+
+if TYPE_CHECKING:
+    from .door import Door
 
 # What waits to be framed, or to be taken by the application, before no more is read.
 HIGH_WATER_BYTES = 64 * 2**10
@@ -38,20 +41,21 @@ _EVENTS_AT_ONCE = 8
 
 
 class Connection(asyncio.Protocol):
-    """What uvicorn runs for each connection, by its setting `http`."""
+    """What the door makes of each socket that it accepts."""
 
     def __init__(
         self,
         config: uvicorn.Config,
         server_state: ServerState,
         app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
+        door: Door,
     ) -> None:
         self._app: Any = config.loaded_app
         self._keep_alive_s = config.timeout_keep_alive
         self._server_state = server_state
         self._app_state = app_state
-        self._loop = _loop or asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
+        self._door = door
         self._framer = Framer()
         self._answer: Answer | None = None
         self._is_dropping = False  # of a request that was answered, or of anything
@@ -66,7 +70,9 @@ class Connection(asyncio.Protocol):
         self._is_idle = False
         self.transport: asyncio.Transport
         self.client: tuple[str, int] | None = None
-        self.made_at = 0.0
+        self.accepted_at = monotonic()
+        self._is_made = False
+        self._gives_way = False
         self.has_shown_key = False
         """Whether any of its requests came with a key that counts."""
 
@@ -78,12 +84,16 @@ class Connection(asyncio.Protocol):
         self._server_state.connections.add(self)  # type: ignore[arg-type]
         self.client = _address(transport.get_extra_info("peername"))
         self._server_address = _address(transport.get_extra_info("sockname"))
-        self.made_at = self._since = monotonic()
+        self._is_made = True
+        self._since = monotonic()
+        if self._gives_way:
+            self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The request that is being answered must know, and none is begun."""
         self._is_lost = self._is_ending = True
         self._server_state.connections.discard(self)
+        self._door.left(self)
         if self._answer is not None:
             self._answer.lose()
         self.resume_writing()
@@ -120,13 +130,32 @@ class Connection(asyncio.Protocol):
             self._answer.keeps_alive = False
 
     def is_late(self, clock: float, *, headers_timeout_s: float, refused_body_timeout_s: float) -> bool:
-        """Whether it has been waited for long enough: for a head, for the next request, for the end of what is dropped."""
+        """Whether it has been waited for long enough: for a head, for the next request, for the end of what is dropped.
+
+        One that gives way has until the next look to read what it was owed.
+        """
+        if self._gives_way:
+            return True
         waited_s = clock - self._since
         if self._is_dropping:
             return waited_s > refused_body_timeout_s or clock - self._heard_at > REFUSED_BODY_PAUSE_S
         if self._answer is not None:
             return False
         return waited_s > (self._keep_alive_s if self._is_idle else headers_timeout_s)
+
+    def show_key(self) -> bool:
+        """A request came with a key that counts: whether there is room for it."""
+        if not self.has_shown_key:
+            self.has_shown_key = self._door.shows_key(self)
+        return self.has_shown_key
+
+    def give_way(self) -> None:
+        """End for somebody else: nothing more is read. A known one is idle, and may still be reading its last answer."""
+        self._gives_way = self._is_ending = True
+        if self.has_shown_key:
+            self.transport.close()
+        elif self._is_made:
+            self.transport.abort()
 
     @property
     def is_idle(self) -> bool:
@@ -167,6 +196,8 @@ class Connection(asyncio.Protocol):
 
     def _begin(self, head: Head) -> None:
         self._is_idle = False
+        if self.has_shown_key:
+            self._door.begins(self)
         answer = self._answer = Answer(head, self)
         answer.keeps_alive &= not self._is_stopping
         task = self._loop.create_task(answer.run(self._app, self._scope(head)))
@@ -262,6 +293,7 @@ class Connection(asyncio.Protocol):
         self._answer = None
         self._is_dropping = False
         self._dropped_bytes = 0
+        self._rest()
         if not answer.keeps_alive or self._is_stopping:
             self._end()
             return
@@ -297,7 +329,8 @@ class Connection(asyncio.Protocol):
         self._is_ending = True
         if self._answer is not None:
             self._answer.lose()
-        if self.is_write_paused:
+        self._rest()
+        if self._gives_way or self.is_write_paused:
             self.transport.abort()  # who takes nothing would have it all kept for a minute
         else:
             self.transport.close()
@@ -308,8 +341,13 @@ class Connection(asyncio.Protocol):
         self._is_idle = False
         self._since = monotonic()
 
+    def _rest(self) -> None:
+        if self.has_shown_key:
+            self._door.rests(self)
+
     def _drop(self) -> None:
         self._is_dropping = True
+        self._rest()
         self._since = self._heard_at = monotonic()
 
     def _is_over_cap(self, more: int) -> bool:

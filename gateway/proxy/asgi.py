@@ -16,7 +16,8 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 Headers = list[tuple[bytes, bytes]]
 _MAX_LENGTH_DIGITS = 18
 
-# In the scope, where the server wants to know: called when a request has shown a key that counts.
+# In the scope, where the server wants to know: called when a request has shown a key that counts. Raises `Unavailable`
+# when the server has no room for one more.
 SHOWED_KEY = "turnout.showed_key"
 
 

@@ -86,6 +86,11 @@ class Wire:
                 return await self._reader.read()
         return b""
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the server has ended the connection, as far as is known."""
+        return self._reader.at_eof()
+
     def close(self) -> None:
         """Be gone."""
         self._writer.transport.abort()

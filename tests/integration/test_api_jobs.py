@@ -28,7 +28,8 @@ from gateway.database import now
 from gateway.jobs.models import JobState
 from gateway.migrations.run import migrate
 from gateway.registry.models import VersionState
-from gateway.settings import BaseModelSettings, EngineSettings, Limits, Settings
+from gateway.server import listening_socket
+from gateway.settings import BaseModelSettings, EngineSettings, Limits, Settings, load_settings
 from tests.corpus import BAD, make_base, make_bundle
 from tests.jobs_world import chat_rows
 
@@ -553,11 +554,12 @@ async def test_a_connection_that_ends_too_early_leaves_nothing(api: Api) -> None
     key = client.headers["authorization"]
     await client.aclose()
     server = api.gateway.server()
-    server.config.port, server.config.lifespan = 0, "off"
-    task = asyncio.create_task(server.serve())
+    server.config.lifespan = "off"
+    listening = listening_socket(load_settings(port=0))
+    port = listening.getsockname()[1]
+    task = asyncio.create_task(server.serve(sockets=[listening]))
     while not server.started:
         await asyncio.sleep(0.01)
-    port = server.servers[0].sockets[0].getsockname()[1]
     part = b'--B\r\nContent-Disposition: form-data; name="adapter_model"; filename="m"\r\n\r\n' + b"x" * 50_000
 
     async def send(declared: int, *, close: bool) -> bytes:

@@ -9,9 +9,11 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
-import uvicorn
 
-from gateway.connections.connection import Connection
+from gateway.metrics import Metrics
+from gateway.proxy.app import Lifecycle
+from gateway.server import GatewayServer, listening_socket
+from gateway.settings import load_settings
 from tests.fakes.stack import until
 from tests.framing.wire import Wire
 
@@ -25,19 +27,13 @@ Do = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 @asynccontextmanager
 async def serving(do: Do) -> AsyncIterator[Wire]:
     """A connection to a server of one application."""
-    config = uvicorn.Config(
-        do,
-        http=Connection,
-        port=0,
-        lifespan="off",
-        server_header=False,
-        log_config=None,
-        ws="none",
-    )
-    server = uvicorn.Server(config)
-    task = asyncio.create_task(server._serve())
+    settings = load_settings(port=0)
+    server = GatewayServer(do, settings, Lifecycle(), Metrics(), cut_all=lambda: None)
+    server.config.lifespan = "off"
+    listening = listening_socket(settings)
+    task = asyncio.create_task(server._serve(sockets=[listening]))
     await until(lambda: server.started or task.done())
-    wire = await Wire.to(server.servers[0].sockets[0].getsockname()[1])
+    wire = await Wire.to(listening.getsockname()[1])
     try:
         yield wire
     finally:

@@ -105,6 +105,7 @@ async def test_a_holder_that_renews_keeps_it(database: Database) -> None:
     assert not waiting.done()
     assert first.is_held
     waiting.cancel()
+    await asyncio.wait([waiting])  # before the database is closed under it
 
 
 async def test_a_holder_that_slept_too_long_stops_even_if_nobody_followed(database: Database) -> None:

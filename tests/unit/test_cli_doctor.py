@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from gateway import doctor
+from gateway.connections.files import FileLimit
 from gateway.doctor import Check, cpu_flags, examine, installed
 from gateway.settings import Settings, load_settings
 
@@ -33,7 +34,7 @@ def test_looks_at_everything_and_gives_each_fault_a_remedy(tmp_path: Path) -> No
     checks = examine(a_settings(tmp_path))
 
     names = {check.name for check in checks}
-    assert {"Python", "torch", "Memory", "Device", "Port", "Engine", "Database", "Base model"} <= names
+    assert {"Python", "torch", "Memory", "Device", "Open files", "Port", "Engine", "Database", "Base model"} <= names
     assert [check.name for check in checks if check.state != "ok" and not check.remedy] == []
 
 
@@ -224,3 +225,25 @@ def test_a_database_that_is_not_supported_is_missing_and_no_password_is_shown(tm
     assert check.state == "missing"
     assert "secret" not in check.found + check.remedy
     assert "TURNOUT_DATABASE_URL" in check.remedy
+
+
+@pytest.mark.parametrize(
+    ("hard", "connections", "state", "said"),
+    [
+        (524_288, 4096, "ok", "soft limit 64, hard limit 524288: 4096 connections"),
+        (4_096, 4096, "ok", "2000 connections"),
+        (2_000, 4096, "warning", "952 connections"),
+        (2_000, 500, "ok", "500 connections"),
+        (100, 4096, "missing", "0 connections"),
+    ],
+)
+def test_open_files_are_told_with_how_many_connections_they_give(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hard: int, connections: int, state: str, said: str
+) -> None:
+    monkeypatch.setattr(doctor, "file_limit", lambda: FileLimit(64, hard))
+
+    check = look(a_settings(tmp_path, limits={"connections": connections}), "Open files")
+
+    assert (check.state, said in check.found) == (state, True), check.found
+    assert "ulimit -n" in check.remedy
+    assert "LimitNOFILE" in check.remedy
