@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -54,7 +55,7 @@ class Gateway:
         self.wires.append(await Wire.to(self.port))
         return self.wires[-1]
 
-    def request(self, text: str = "hello", **fields: object) -> bytes:
+    def request(self, text: str = "hello", **fields: Any) -> bytes:
         """A completion, as a customer sends it."""
         body = json.dumps(chat_body(text, **fields)).encode()
         return (
@@ -138,7 +139,7 @@ async def asked(wire: Wire, gateway: Gateway) -> int | None:
     """The status of one more request; None: the connection is gone."""
     await wire.send(gateway.request())
     answer = await wire.answer()
-    return answer and answer.status
+    return answer.status if answer is not None else None
 
 
 # ---- Strangers
