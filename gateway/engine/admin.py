@@ -17,8 +17,10 @@ from ..errors import GatewayError, without_internals
 
 log = structlog.get_logger(__name__)
 
-_READ_TIMEOUT_S = 60.0
-_LOAD_TIMEOUT_S = 120.0
+# Against a connection that is lost and nobody tells of. Whether an engine hangs is the pulse's to say, by what it does and
+# not by the time that it takes: on a busy machine one answer in company may take minutes.
+_READ_TIMEOUT_S = 900.0
+_LOAD_TIMEOUT_S = 900.0
 _MAX_REASON = 500
 _MAX_LOGGED = 4_000
 # Counters that grow whenever the engine's core does any work for anybody.
