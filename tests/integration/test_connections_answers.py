@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -12,6 +12,8 @@ import pytest
 
 from gateway.metrics import Metrics
 from gateway.proxy.app import Lifecycle
+from gateway.proxy.asgi import App as Do
+from gateway.proxy.asgi import Receive, Send
 from gateway.server import GatewayServer, listening_socket
 from gateway.settings import load_settings
 from tests.fakes.stack import until
@@ -19,9 +21,6 @@ from tests.framing.wire import Wire
 
 CRLF = b"\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-Do = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 
 @asynccontextmanager

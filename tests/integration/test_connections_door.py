@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from gateway.connections import door as doors
+from gateway.connections.connection import Connection
 from gateway.connections.door import Door
-from gateway.connections.room import size_of
+from gateway.connections.room import Cut, size_of
 from gateway.metrics import Metrics
 from tests.fakes.stack import Stack, chat_body, until
 from tests.framing.wire import Answer, Wire
@@ -234,8 +235,8 @@ async def test_who_is_cut_before_it_was_made_ends_when_it_is_made(
     await until(lambda: stack.server._door._open_files == 0)
 
 
-def _cuts_the_newcomer(guest: Any, address: str) -> doors.Cut[Any]:
-    return doors.Cut(guest, "strangers")
+def _cuts_the_newcomer(guest: Connection, address: str) -> Cut[Connection]:
+    return Cut(guest, "strangers")
 
 
 async def test_a_known_one_that_gives_way_reads_its_last_answer_and_has_so_long(

@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -54,7 +55,7 @@ class Gateway:
         self.wires.append(await Wire.to(self.port))
         return self.wires[-1]
 
-    def request(self, text: str = "hello", **fields: object) -> bytes:
+    def request(self, text: str = "hello", **fields: Any) -> bytes:
         """A completion, as a customer sends it."""
         body = json.dumps(chat_body(text, **fields)).encode()
         return (
@@ -129,8 +130,10 @@ async def statuses(customer: httpx.AsyncClient, count: int = 20, at_once: int = 
 
 async def customers(gateway: Gateway, count: int) -> list[Wire]:
     """Connections that were answered once and are kept."""
-    found = [await gateway.wire() for _ in range(count)]
-    assert [await asked(wire, gateway) for wire in found] == [200] * count
+    found = []
+    for _ in range(count):
+        found.append(await gateway.wire())
+        assert await asked(found[-1], gateway) == 200
     return found
 
 
@@ -138,7 +141,7 @@ async def asked(wire: Wire, gateway: Gateway) -> int | None:
     """The status of one more request; None: the connection is gone."""
     await wire.send(gateway.request())
     answer = await wire.answer()
-    return answer and answer.status
+    return None if answer is None else answer.status
 
 
 # ---- Strangers
