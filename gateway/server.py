@@ -8,17 +8,20 @@ from collections.abc import Callable
 from time import monotonic
 from types import FrameType
 
+import structlog
 import uvicorn
 
 from .connections.connection import Connection
 from .connections.door import Door
-from .connections.files import allowed_connections, file_limit
+from .connections.files import HOW_TO_RAISE, allowed_connections, file_limit
 from .connections.room import size_of
 from .errors import Invalid
 from .metrics import Metrics
 from .proxy.app import Lifecycle
 from .proxy.asgi import App
 from .settings import Settings
+
+log = structlog.get_logger(__name__)
 
 HEADERS_TIMEOUT_S = 30.0
 REFUSED_BODY_TIMEOUT_S = 60.0
@@ -52,7 +55,10 @@ class GatewayServer(uvicorn.Server):
         self._headers_timeout_s = headers_timeout_s
         self._refused_body_timeout_s = refused_body_timeout_s
         self._owns_process = owns_process
-        total = allowed_connections(settings.limits.connections, file_limit().soft)
+        files, wanted = file_limit().soft, settings.limits.connections
+        total = allowed_connections(wanted, files)
+        if owns_process and total < wanted:
+            log.warning(f"fewer connections than set; {HOW_TO_RAISE}", connections=total, wanted=wanted, files=files)
         self._door = Door(size_of(total, settings.limits.connections_per_address), metrics)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -34,8 +34,8 @@ _CLOSING_FILES = 32
 _LACKS_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _PAUSE_S = 0.1
 # What every stranger has to show a key in. A client sends its head when it is connected, and the kernel connects it
-# before it is accepted: this is for clients that are slow themselves.
-_GRACE_S = 0.05
+# before it is accepted: this is for clients that are slow themselves. Longer, and who waits behind a flood waits longer.
+_GRACE_S = 0.02
 _TELL_EVERY_S = 10.0
 
 

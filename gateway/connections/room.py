@@ -33,8 +33,8 @@ from typing import Generic, Literal, TypeVar
 Guest = TypeVar("Guest", bound=Hashable)
 Reason = Literal["address", "strangers", "idle", "full", "files"]
 
-# What becomes of a newcomer takes some turns of the loop: made, read, asked for its key. So many newcomers are let in at
-# a turn that nobody is cut before.
+# What becomes of a newcomer takes some turns of the loop: made, read, asked for its key. So few newcomers are let in at
+# a turn that nobody is cut before, however long a turn takes.
 _TURNS_TO_SHOW_A_KEY = 8
 _MOST_AT_A_TURN = 16
 

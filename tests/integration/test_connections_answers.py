@@ -12,7 +12,8 @@ import pytest
 
 from gateway.metrics import Metrics
 from gateway.proxy.app import Lifecycle
-from gateway.proxy.asgi import App, Receive, Send
+from gateway.proxy.asgi import App as Do
+from gateway.proxy.asgi import Receive, Send
 from gateway.server import GatewayServer, listening_socket
 from gateway.settings import load_settings
 from tests.fakes.stack import until
@@ -20,7 +21,6 @@ from tests.framing.wire import Wire
 
 CRLF = b"\r\n"
 GET = b"GET / HTTP/1.1\r\nHost: h\r\n\r\n"
-Do = App
 
 
 @asynccontextmanager

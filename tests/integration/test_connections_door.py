@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gateway.connections import door as doors
+from gateway.connections.connection import Connection
 from gateway.connections.door import Door
 from gateway.connections.room import Cut, size_of
 from gateway.metrics import Metrics
@@ -234,7 +235,7 @@ async def test_who_is_cut_before_it_was_made_ends_when_it_is_made(
     await until(lambda: stack.server._door._open_files == 0)
 
 
-def _cuts_the_newcomer(guest: Any, address: str) -> Cut[Any]:
+def _cuts_the_newcomer(guest: Connection, address: str) -> Cut[Connection]:
     return Cut(guest, "strangers")
 
 

@@ -130,8 +130,10 @@ async def statuses(customer: httpx.AsyncClient, count: int = 20, at_once: int = 
 
 async def customers(gateway: Gateway, count: int) -> list[Wire]:
     """Connections that were answered once and are kept."""
-    found = [await gateway.wire() for _ in range(count)]
-    assert [await asked(wire, gateway) for wire in found] == [200] * count
+    found = []
+    for _ in range(count):
+        found.append(await gateway.wire())
+        assert await asked(found[-1], gateway) == 200
     return found
 
 
@@ -139,7 +141,7 @@ async def asked(wire: Wire, gateway: Gateway) -> int | None:
     """The status of one more request; None: the connection is gone."""
     await wire.send(gateway.request())
     answer = await wire.answer()
-    return answer.status if answer is not None else None
+    return None if answer is None else answer.status
 
 
 # ---- Strangers
