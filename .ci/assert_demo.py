@@ -36,7 +36,7 @@ def main(path: Path) -> int:
         "gate_v1": lambda v: v == "passed",
         "gate_v2": lambda v: v == "failed",
         "unsticky_users": lambda v: v == 0,
-        "share_v1": lambda v: v is not None and 0.2 <= v <= 0.8,
+        "share_v1": lambda v: v is not None and 0.1 <= v <= 0.9,
         "failed_requests": lambda v: v == 0,
         "wrong_version_answers": lambda v: v == 0,
         "rollback_loads": lambda v: v == 0,

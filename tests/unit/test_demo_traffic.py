@@ -67,11 +67,13 @@ def test_the_share_of_a_version_is_of_what_was_answered() -> None:
     assert share_of(NEW, [an_answer("", error="boom")]) is None
 
 
-@pytest.mark.parametrize(("share", "holds"), [(0.0, False), (0.2, True), (0.5, True), (0.81, False), (None, False)])
+@pytest.mark.parametrize(
+    ("share", "holds"), [(0.0, False), (0.05, False), (0.1, True), (0.5, True), (0.91, False), (None, False)]
+)
 def test_stickiness_counts_only_when_both_arms_answered(share: float | None, holds: bool) -> None:
     (row,) = [row for row in make_rows({"share_v1": share}, {}) if row.metric == "share_v1"]
 
-    assert (row.holds, row.target) == (holds, "within 0.2 to 0.8")
+    assert (row.holds, row.target) == (holds, "within 0.1 to 0.9")
 
 
 def a_process(*argv: str, **environment: str) -> subprocess.Popen[bytes]:
