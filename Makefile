@@ -38,7 +38,7 @@ demo: $(VENV)/.installed $(BASE_MODEL)/.complete ## Run the whole loop for real;
 
 # What loads no torch waits more than it computes, so two at a time; what does gets the machine to itself.
 test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, real vLLM included (under 20 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not (long or heavy or engine)" -n 2 --durations=15
+	@$(BIN)/python -m pytest -m "not (long or heavy or engine)" -n 2 --dist worksteal --durations=15
 	@$(BIN)/python -m pytest -m "(heavy or engine) and not long" --durations=15
 
 test-long: $(VENV)/.installed $(BASE_MODEL)/.complete fronts ## The longer proofs: kill matrix, simulations, mutants
