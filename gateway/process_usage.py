@@ -44,11 +44,12 @@ def _cpu_s(pid: int) -> float:
 
 
 def _read_bytes(pid: int) -> int:
-    with contextlib.suppress(OSError):
-        for line in (_PROC / str(pid) / "io").read_text().splitlines():
-            if line.startswith("rchar:"):
-                return int(line.split()[1])
-    return 0
+    """By calls, and by what is mapped into memory: weights are read either way."""
+    try:
+        lines = (_PROC / str(pid) / "io").read_text().splitlines()
+    except OSError:
+        return 0
+    return sum(int(line.split()[1]) for line in lines if line.startswith(("rchar:", "read_bytes:")))
 
 
 def _waited_s(pid: int) -> float | None:

@@ -53,7 +53,7 @@ class Pulse:
         self.has_worked = has_worked  # since its start; the first work has an allowance of its own
         self._open_since: float | None = None  # monotonic; when the unanswered question was due
         self._worked_at = 0.0
-        self._busy_at = time.monotonic()  # until two looks at its processes can tell
+        self._busy_at = self._looked_at = time.monotonic()  # until two looks at its processes can tell
         self._usage: ReplicaUsage | None = None
         self._tokens: float | None = None
         self._canary: asyncio.Task[str] | None = None
@@ -72,8 +72,8 @@ class Pulse:
 
     @property
     def is_busy(self) -> bool:
-        """Whether it was seen computing a moment ago."""
-        return time.monotonic() - self._busy_at < self._engine.hang_timeout_s
+        """Whether it was computing when it was last looked at, or shortly before. Who does not look, does not know better."""
+        return self._looked_at - self._busy_at < self._engine.hang_timeout_s
 
     def _since(self, *signs: float) -> float:
         return 0.0 if self._open_since is None else time.monotonic() - max(self._open_since, *signs)
@@ -87,8 +87,11 @@ class Pulse:
         """A look at the engine's processes."""
         if is_working(self._usage, usage):
             self._busy_at = time.monotonic()
-        if usage is not None and (self._usage is None or usage.at_s > self._usage.at_s):
+        if usage is None:  # a driver that cannot tell: then nothing speaks for the engine but its tokens
+            self._looked_at = time.monotonic()
+        elif self._usage is None or usage.at_s > self._usage.at_s:
             self._usage = usage
+            self._looked_at = time.monotonic()
 
     def _note_work(self, *, is_answered: bool) -> None:
         self.has_worked = True

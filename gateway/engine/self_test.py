@@ -30,7 +30,7 @@ NAME_PREFIX = "turnout-selftest"
 # A change of base by this share of what the adapter does is a leak: half of the least that matters, an adapter at half
 # strength. Where nothing leaks and a batch of the same shape was seen before, it measured exactly 0.
 MAX_LEAK = 0.25
-# A single answer may differ by this many times the engine's own noise where no batch of its shape was seen before.
+# A single answer may differ by this many times the engine's own noise: no batch of its shape may have been seen before.
 _NOISE_MARGIN = 2.0
 # Standard errors by which a share must exceed what chance alone would give.
 _SURE = 3.0
@@ -159,9 +159,9 @@ def _unexplained(answers: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 def _has_odd_row(found: np.ndarray, effects: np.ndarray, noise: float) -> bool:
     """Whether some prompt of a round moved though the round as a whole did not: a leak into single rows of a batch."""
-    sizes = _rms(found, axis=1)
-    margin = _NOISE_MARGIN * noise if np.median(sizes) > 0 else 0.0
-    return bool((sizes > np.maximum(MAX_LEAK * _rms(effects, axis=1), margin)).any())
+    # Rows of one round may have been computed in batches of several sizes, some of which were never seen before.
+    allowed = np.maximum(MAX_LEAK * _rms(effects, axis=1), _NOISE_MARGIN * noise)
+    return bool((_rms(found, axis=1) > allowed).any())
 
 
 @dataclass(frozen=True, slots=True)
