@@ -305,7 +305,8 @@ async def test_an_engine_is_not_condemned_for_the_noise_of_its_batches_nor_an_ad
 
     assert {row["attempt"] for row in await world.rows(tables.processes)} == {1}, "the first start came up"
     assert replica["self_test"] == "passed"
-    assert 0.9 * noise <= replica["batch_noise"] <= noise, "what it was made with was measured"
+    # What it was made with was measured; twice of it where the controller's own question kept base alone company.
+    assert 0.9 * noise <= replica["batch_noise"] <= 2 * noise
 
 
 @pytest.mark.invariant(4)
