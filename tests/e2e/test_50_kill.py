@@ -263,7 +263,7 @@ def test_trainer_and_controller_killed_in_a_job_which_still_finishes(stack: Stac
     running = wait_for(trainer, timeout_s=180, what="the trainer starts")
     wait_for(
         lambda: any(event.type == "metrics" for event in client.fine_tuning.jobs.list_events(job.id).data),
-        timeout_s=120,
+        timeout_s=540,
         what="training makes steps",
     )
     os.killpg(running.pid, signal.SIGKILL)
