@@ -15,6 +15,8 @@ import httpx
 import psutil
 import pytest
 
+from deploy.demo.stopping import command_line
+
 from .stack import BASE, Stack, wait_for
 from .test_40_fine_tuning import chat_rows
 
@@ -39,23 +41,27 @@ def engine_pid(stack: Stack) -> int:
 
 
 def _has(stack: Stack, needle: str) -> bool:
-    return any(needle in " ".join(process.cmdline()) for process in stack.tree() if process.is_running())
+    return any(needle in " ".join(command_line(process)) for process in stack.tree() if process.is_running())
 
 
 def engine_core(stack: Stack) -> psutil.Process:
     """vLLM's own worker process: it renames itself."""
     api_server = psutil.Process(engine_pid(stack))
-    cores = [
-        p
-        for p in api_server.children(recursive=True)
-        if "EngineCore" in " ".join(p.cmdline()) or "EngineCore" in p.name()
-    ]
-    assert cores, [p.cmdline() for p in api_server.children(recursive=True)]
+    cores = [p for p in api_server.children(recursive=True) if is_engine_core(p)]
+    assert cores, [command_line(p) for p in api_server.children(recursive=True)]
     return cores[0]
 
 
+def is_engine_core(process: psutil.Process) -> bool:
+    """By its title or its name; what has just ended is neither."""
+    try:
+        return "EngineCore" in " ".join(command_line(process)) or "EngineCore" in process.name()
+    except psutil.Error:
+        return False
+
+
 def pids(stack: Stack, module: str) -> list[int]:
-    return [p.pid for p in stack.tree() if module in " ".join(p.cmdline())]
+    return [p.pid for p in stack.tree() if module in " ".join(command_line(p))]
 
 
 def ask(stack: Stack, model: str) -> httpx.Response:
@@ -304,4 +310,4 @@ def test_sigterm_drains_and_leaves_no_process(stack: Stack, alpha: str) -> None:
     deadline = time.monotonic() + 20
     while stack.tree() and time.monotonic() < deadline:
         time.sleep(0.1)
-    assert [p.cmdline() for p in stack.tree()] == []
+    assert [command_line(p) for p in stack.tree()] == []
