@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine import admin, reconciler, replicas
+from gateway.engine import admin, lifecycle, reconciler, replicas
 from gateway.engine.admin import EngineAdmin
 from gateway.engine.plan import Observed
 from gateway.engine.reconciler import Converger
@@ -34,7 +34,7 @@ MUTANT_SEEDS = range(1001, 1021)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The waits of the real code are for real engines; the order of things is the same with short ones."""
     monkeypatch.setattr(replicas, "_IDLE_S", 0.005)
-    monkeypatch.setattr(replicas, "MAX_BACKOFF_S", 0.02)
+    monkeypatch.setattr(lifecycle, "MAX_BACKOFF_S", 0.02)
     monkeypatch.setattr(reconciler, "SETTLE_S", 0.03)
     monkeypatch.setattr(reconciler, "FIRST_LOOK_S", 0.01)
     monkeypatch.setattr(reconciler, "LATEST_LOOK_S", 0.05)
