@@ -22,6 +22,8 @@ log = structlog.get_logger(__name__)
 MIN_EFFECT_NATS = 1e-3
 # A served change below this share of the verified one is none at all; between it and the whole it is another one.
 NO_EFFECT_SLOPE = 0.25
+# Two answers that differ by noise alone do so by this many times what base differs from its reference by, at most.
+_NOISE_OF_BOTH = 2.0
 # bf16 serving against the fp32 reference measured 0.09 nats at the median on a right adapter; a wrong one is off by its
 # whole effect. An engine whose base model lies farther from its own reference than a third of this is allowed more.
 LEAST_ALLOWED_GAP_NATS = 0.25
@@ -68,7 +70,8 @@ def judge_probe(reference: Sequence[ReferencePrompt], adapter: Logprobs, base: L
         return Judgement(Fault(code="non_finite", reason=reason))
     found = compare(reference, adapter, base)
     allowed = found.allowed_gap(LEAST_ALLOWED_GAP_NATS)
-    is_none = found.strength == "wrong" and abs(found.slope) < NO_EFFECT_SLOPE
+    is_noise = found.seen <= _NOISE_OF_BOTH * found.base_gap
+    is_none = found.strength == "wrong" and abs(found.slope) < NO_EFFECT_SLOPE and is_noise
     fault = None
     if is_none or _largest_change(adapter, base) < MIN_EFFECT_NATS:
         fault = Fault(code="no_effect", reason=f"the engine answers as the base model does: {found}")
