@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from dataclasses import dataclass
-from pathlib import Path
 
-from .processes import group_members
-
-_PROC = Path("/proc")
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+from .processes import PROC, TICKS_PER_S, group_members, stat_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +30,14 @@ def group_usage(group: int) -> Usage:
 
 
 def _cpu_s(pid: int) -> float:
-    try:
-        text = (_PROC / str(pid) / "stat").read_text()
-    except OSError:
-        return 0.0
-    fields = text[text.rindex(")") + 2 :].split()
-    return (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+    fields = stat_fields(pid)
+    return 0.0 if fields is None else (int(fields[11]) + int(fields[12])) / TICKS_PER_S
 
 
 def _read_bytes(pid: int) -> int:
     """By calls, and by what is mapped into memory: weights are read either way."""
     try:
-        lines = (_PROC / str(pid) / "io").read_text().splitlines()
+        lines = (PROC / str(pid) / "io").read_text().splitlines()
     except OSError:
         return 0
     return sum(int(line.split()[1]) for line in lines if line.startswith(("rchar:", "read_bytes:")))
@@ -55,7 +46,7 @@ def _read_bytes(pid: int) -> int:
 def _waited_s(pid: int) -> float | None:
     """Time that the threads of a process were ready to run and had no core; None where the kernel keeps no such count."""
     total, is_told = 0, False
-    for path in (_PROC / str(pid) / "task").glob("*/schedstat"):
+    for path in (PROC / str(pid) / "task").glob("*/schedstat"):
         with contextlib.suppress(OSError):
             total += int(path.read_text().split()[1])
             is_told = True

@@ -30,10 +30,10 @@ log = structlog.get_logger(__name__)
 
 MARK_VARIABLE = "TURNOUT_CHILD"
 MAX_LOG_BYTES = 16 * 2**20
-_PROC = Path("/proc")
+PROC = Path("/proc")
 _POLL_S = 0.02
 _KILLED_WITHIN_S = 10.0
-_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,17 +296,24 @@ def _reaped(pid: int) -> bool:
 
 def look_at(pid: int) -> Seen | None:
     """The process of this pid, or None."""
+    fields = stat_fields(pid)
+    if fields is None:
+        return None
+    return Seen(pid, group=int(fields[2]), started=int(fields[19]) / TICKS_PER_S, is_zombie=fields[0] in "ZX")
+
+
+def stat_fields(pid: int) -> list[str] | None:
+    """What `/proc/PID/stat` says behind pid and name, from the state on; None when the process is gone."""
     try:
-        text = (_PROC / str(pid) / "stat").read_text()
+        text = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return None
     # The second field is the name in parentheses, which may itself hold spaces and parentheses.
-    fields = text[text.rindex(")") + 2 :].split()
-    return Seen(pid, group=int(fields[2]), started=int(fields[19]) / _TICKS_PER_S, is_zombie=fields[0] in "ZX")
+    return text[text.rindex(")") + 2 :].split()
 
 
 def _processes() -> Iterable[Seen]:
-    with os.scandir(_PROC) as entries:
+    with os.scandir(PROC) as entries:
         names = [entry.name for entry in entries if entry.name.isdigit()]
     for name in names:
         if (seen := look_at(int(name))) is not None:
@@ -316,7 +323,7 @@ def _processes() -> Iterable[Seen]:
 def _mark(pid: int) -> bytes | None:
     """The mark a process carries; None when it has none, or is not ours to look at."""
     try:
-        environment = (_PROC / str(pid) / "environ").read_bytes()
+        environment = (PROC / str(pid) / "environ").read_bytes()
     except OSError:
         return None
     for entry in environment.split(b"\0"):
