@@ -20,7 +20,7 @@ from .scene import Scene, since
 from .serving import Target
 
 # A base model that is farther from its reference than this many times what is allowed is another one.
-_GAPS_OF_BASE = 2.0
+_MOST_BASE_GAPS = 2.0
 
 
 def load_reference(path: Path, *, digest: str) -> Reference:
@@ -61,7 +61,7 @@ def _look(scene: Scene, reference: Reference, check: ParityCheck, *, concurrency
 def judge_parity(reference: Reference, candidate: Logprobs, base: Logprobs, *, max_median_gap: float) -> GateResult:
     """Compare what candidate and base answered, prompt by prompt, with the reference."""
     found = compare(reference.prompts, candidate, base)
-    allowed, allowed_base = found.allowed_gap(max_median_gap), _GAPS_OF_BASE * max_median_gap
+    allowed, allowed_base = found.allowed_gap(max_median_gap), _MOST_BASE_GAPS * max_median_gap
     reason = f"{found}; gap at most {allowed:.3g}, of base {allowed_base:.3g}"
     if found.base_gap > allowed_base:
         return GateResult(verdict=Verdict.ERROR, reason=f"the engine disagrees even about the base model: {reason}")

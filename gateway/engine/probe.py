@@ -100,15 +100,16 @@ class Prober:
 
         A fault must show in every look. What no look can tell, an effect that drowns in the engine's own noise, is let in.
         """
-        found = None
+        fault: Fault | None = None
         for width in _WIDTHS:
             found = judge_probe(reference.prompts, *await self._look(engine_name, reference, width))
-            if found.is_well or (found.fault is not None and found.fault.code == "non_finite"):
-                return found.fault
+            fault = found.fault
+            if found.is_well or (fault is not None and fault.code == "non_finite"):
+                return fault
             log.info("probe looks closer", adapter=engine_name, width=width, found=str(found.agreement))
-        if found is not None and found.fault is None:
+        if fault is None:
             log.warning("probe cannot tell the adapter from the engine's noise", adapter=engine_name)
-        return found.fault if found is not None else None
+        return fault
 
     async def _look(self, engine_name: str, reference: Reference, width: int) -> tuple[Logprobs, Logprobs]:
         """The adapter's answers and base's, so many requests at a time."""
