@@ -15,7 +15,7 @@ from types import FrameType
 import typer
 from rich.markup import escape
 
-from . import cli_adapters, cli_data, cli_evaluations, cli_jobs, cli_keys, cli_routes, cli_server, cli_train
+from . import cli_adapters, cli_data, cli_evaluations, cli_jobs, cli_keys, cli_moves, cli_routes, cli_server, cli_train
 from .cli_console import ExitCode, Session
 from .doctor import installed
 from .errors import GatewayError
@@ -71,8 +71,8 @@ def _register() -> None:
     app.command(rich_help_panel=move)(cli_adapters.publish)
     app.add_typer(cli_adapters.app, name="adapters", rich_help_panel=move)
     app.add_typer(cli_routes.app, name="routes", rich_help_panel=move)
-    app.command(rich_help_panel=move)(cli_routes.promote)
-    app.command(rich_help_panel=move)(cli_routes.rollback)
+    app.command(rich_help_panel=move)(cli_moves.promote)
+    app.command(rich_help_panel=move)(cli_moves.rollback)
     app.add_typer(cli_keys.app, name="keys", rich_help_panel=server)
     app.command(rich_help_panel=server)(cli_keys.audit)
 

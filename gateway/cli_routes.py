@@ -1,22 +1,23 @@
-"""`turnout routes`, `turnout promote`, `turnout rollback`: everything that moves traffic."""
+"""`turnout routes`: which version answers a name, and in what share."""
 
 from __future__ import annotations
-
-import time
 
 import typer
 from rich.console import Group, RenderableType
 
-from .cli_console import ExitCode, Patience, Session, moment, poll, session, table
+from .cli_console import moment, session, table
 from .client import Client
-from .client_models import Moved, Route
+from .client_models import Route, RouteMoved
 from .errors import Invalid, Refused
 
 app = typer.Typer(no_args_is_help=True, help="Routes: which version answers a name, and in what share.")
-CONFIRM_TIMEOUT_S = 120.0  # against hanging; the answer comes within the time of one short completion
-CONFIRM_EVERY_S = 0.01
 
 REASON = typer.Option(None, "--reason", "-m", help="Why; kept in the audit log.")
+EXPECTED_REVISION = typer.Option(None, help="Refuse when somebody moved the route since this revision.")
+IDEMPOTENCY_KEY = typer.Option(
+    None, help="Text that names this move: repeated with it, the command answers as the first time and moves nothing."
+)
+DRY_RUN = typer.Option(False, "--dry-run", help="Show what would move, and move nothing.")
 
 
 @app.command("list")
@@ -51,8 +52,14 @@ def shares(route: Route) -> str:
     """`support@1 50 %, smollm2-135m 50 %`."""
     total = sum(variant.weight for variant in route.variants) or 1
     return ", ".join(
-        f"{variant.target} {100 * variant.weight / total:.0f} %" for variant in route.variants if variant.weight
+        f"{variant.target} {100 * variant.weight / total:.3g} %" for variant in route.variants if variant.weight
     )
+
+
+def standing(route: Route) -> str:
+    """Where the traffic goes, what is tried and where a rollback would go, on one line."""
+    tried = f", tries {', '.join(route.trial.arms)}" if route.trial else ""
+    return f"traffic {shares(route)}{tried}; stable {route.stable}, previous {route.previous}"
 
 
 @app.command("show")
@@ -67,13 +74,31 @@ def show_route(context: typer.Context, name: str = typer.Argument(help="Route, s
 def _route(route: Route) -> Group:
     facts = [
         ("stable", route.stable),
-        ("previous", f"{route.previous}  (where a rollback goes)"),
+        ("tries", _trial(route)),
+        ("previous", f"{route.previous}{'' if route.trial else '  (where a rollback goes)'}"),
         ("candidate", route.candidate),
         ("gates", ", ".join(route.gates) or "none: a promotion needs --force and a reason"),
+        ("last move", _last_move(route)),
         ("revision", f"{route.revision}, {moment(route.updated_at)} by {route.updated_by}"),
     ]
     arms = table(None, ("TARGET", "WEIGHT"), [(variant.target, variant.weight) for variant in route.variants])
     return Group(f"[bold]{route.name}[/]", table(None, ("", ""), facts), "", arms)
+
+
+def _trial(route: Route) -> str:
+    if route.trial is None:
+        return "nothing: a rollback moves stable"
+    return (
+        f"{', '.join(route.trial.arms)} against {route.trial.against}, since revision {route.trial.since_revision}  "
+        "(a rollback ends it)"
+    )
+
+
+def _last_move(route: Route) -> str | None:
+    last = route.last_move
+    if last is None:
+        return None
+    return f"{last.action}: {last.moved_from} → {last.moved_to}  (revision {last.revision}, {moment(last.at)} by {last.by})"
 
 
 @app.command("set")
@@ -81,27 +106,44 @@ def set_variants(
     context: typer.Context,
     name: str = typer.Argument(help="Route, such as support."),
     variant: list[str] = typer.Option(..., "--variant", "-v", help="TARGET=WEIGHT; repeat it for each arm."),
-    force: bool = typer.Option(False, "--force", help="Although an arm's gates did not pass. Needs --reason; audited."),
-    reason: str | None = REASON,
-    expected_revision: int | None = typer.Option(
-        None, help="Refuse when somebody moved the route since this revision."
+    tries: list[str] = typer.Option(
+        [], "--try", help="Arm that is tried and that a rollback takes back; repeat it. Left out: every arm but stable."
     ),
+    no_trial: bool = typer.Option(False, "--no-trial", help="Nothing is tried: a rollback moves stable."),
+    force: bool = typer.Option(
+        False, "--force", help="Although an arm's gates did not pass or it was rolled back. Needs --reason; audited."
+    ),
+    reason: str | None = REASON,
+    expected_revision: int | None = EXPECTED_REVISION,
+    idempotency_key: str | None = IDEMPOTENCY_KEY,
+    dry_run: bool = DRY_RUN,
 ) -> None:
     """Split a route's traffic. Each user keeps an arm as long as the weights stand.
 
-    A version gets a larger share only when the route's gates passed it, or when it was stable before; --force overrides.
-    `turnout rollback` withdraws what is being tried.
+    A version gets a larger share only when the route's gates passed it, now or when it became stable; --force overrides.
+    `turnout rollback` takes back what is tried: every arm but stable, or those that --try names.
 
     Example: turnout routes set support --variant base=50 --variant support@1=50 --reason "A/B against base"
     """
     shell = session(context)
+    if tries and no_trial:
+        raise typer.BadParameter("say what is tried, or that nothing is", param_hint="--no-trial")
     weights = dict(parse_variant(text) for text in variant)
     if len(weights) != len(variant):
         raise typer.BadParameter("a target stands twice; give each one weight", param_hint="--variant")
     with shell.client() as client:
-        named = {_base_name(client) if target == "base" else target: weight for target, weight in weights.items()}
+        named = {_named(client, target): weight for target, weight in weights.items()}
         try:
-            route = client.set_variants(name, named, force=force, reason=reason, expected_revision=expected_revision)
+            route = client.set_variants(
+                name,
+                named,
+                tries=[_named(client, target) for target in tries] if tries or no_trial else None,
+                force=force,
+                reason=reason,
+                expected_revision=expected_revision,
+                idempotency_key=idempotency_key,
+                dry_run=dry_run,
+            )
         except Refused as refused:
             if not (refused.code or "").startswith(("gate_", "no_gate")):
                 raise
@@ -109,7 +151,17 @@ def set_variants(
             raise Refused(
                 f"{refused.message}\nOverride: {override}", code=refused.code, param=refused.param
             ) from refused
-    shell.show(route, lambda: f"[bold]{route.name}[/] now: {shares(route)}  (revision {route.revision})")
+    shell.show(route, lambda: _split(route))
+
+
+def _split(route: RouteMoved) -> str:
+    now = "would be" if route.dry_run else "was already, nothing moved" if route.repeated else "now"
+    before = f"\n  before  {standing(route.before)}" if route.before else ""
+    return f"[bold]{route.name}[/] {now}: {shares(route)}  (revision {route.revision}){before}\n  after   {standing(route)}"
+
+
+def _named(client: Client, target: str) -> str:
+    return _base_name(client) if target == "base" else target
 
 
 def parse_variant(text: str) -> tuple[str, int]:
@@ -144,83 +196,3 @@ def set_gates(
     with shell.client() as client:
         route = client.set_gates(name, suite)
     shell.show(route, lambda: f"[bold]{route.name}[/] promotes only what passed: {', '.join(route.gates)}")
-
-
-def promote(
-    context: typer.Context,
-    name: str = typer.Argument(help="Route, such as support."),
-    target: str | None = typer.Argument(None, help="Version, such as support@2; left out: the route's candidate."),
-    force: bool = typer.Option(False, "--force", help="Although its gates did not pass. Needs --reason; audited."),
-    reason: str | None = REASON,
-) -> None:
-    """Send all of a route's traffic to a version whose gates passed. Exit 2 when a gate could not tell."""
-    shell = session(context)
-    with shell.client() as client:
-        try:
-            moved = client.promote(name, target, force=force, reason=reason)
-        except Refused as refused:
-            raise _with_remedy(refused, name, target) from refused
-    shell.show(moved, lambda: f"Promoted: {_sentence(moved)}")
-
-
-def _with_remedy(refused: Refused, route: str, target: str | None) -> Refused:
-    version = target or "VERSION"
-    message = f"{refused.message}\nSee why: turnout eval show --target {version}   Override: turnout promote {route} {version} --force --reason ..."
-    return Refused(message, code=refused.code, param=refused.param)
-
-
-def _sentence(moved: Moved) -> str:
-    load = "needs a load: its requests fail until then" if moved.needs_load else "already loaded"
-    return f"[bold]{moved.route.name}[/]  {moved.moved_from} → {moved.moved_to}  ({load}; {moved.took_ms:.0f} ms)"
-
-
-def rollback(
-    context: typer.Context,
-    name: str = typer.Argument(help="Route, such as support."),
-    to: str | None = typer.Option(
-        None, "--to", help="Version to go to; left out: stable while a split tries something, else previous."
-    ),
-    force: bool = typer.Option(False, "--force", help="Also to a version that was itself rolled back."),
-    reason: str | None = REASON,
-    confirm: bool = typer.Option(False, "--confirm", help="Send requests until the new version answers, and time it."),
-) -> None:
-    """Take back the last move: what is being tried in a split loses its share; without a split, the previous version returns.
-
-    A pointer moves; nothing is loaded, nothing restarts. What was left returns by --force only.
-    """
-    shell = session(context)
-    with shell.client() as client:
-        started_at, started = time.time(), time.monotonic()
-        moved = client.rollback(name, to=to, force=force, reason=reason)
-        call_ms = (time.monotonic() - started) * 1000
-        answered_ms = _first_answer_ms(client, moved, started) if confirm else None
-    measured = {
-        "started_at": started_at,
-        "completed_at": started_at + call_ms / 1000,
-        "call_ms": round(call_ms, 1),
-        "first_answer_ms": answered_ms,
-    }
-    shell.show(moved.model_dump(mode="json") | measured, lambda: _rolled_back(moved, call_ms, answered_ms))
-    if confirm and answered_ms is None:
-        _warn(shell, moved)
-        raise typer.Exit(ExitCode.FAILED)
-
-
-def _first_answer_ms(client: Client, moved: Moved, started: float) -> float | None:
-    """Milliseconds from the call until an answer's headers named the new version; None: not in time."""
-
-    def look() -> float | None:
-        answer = client.chat(moved.route.name, "ok", max_tokens=1, temperature=0)
-        return (time.monotonic() - started) * 1000 if answer.version == moved.moved_to else None
-
-    found = poll(look, every_s=CONFIRM_EVERY_S, patience=Patience(CONFIRM_TIMEOUT_S, CONFIRM_TIMEOUT_S))
-    return None if found is None else round(found, 1)
-
-
-def _rolled_back(moved: Moved, call_ms: float, answered_ms: float | None) -> str:
-    seen = f"; its first answer was seen after {answered_ms:.0f} ms" if answered_ms is not None else ""
-    return f"Rolled back: {_sentence(moved)}\nThe call took {call_ms:.0f} ms{seen}."
-
-
-def _warn(shell: Session, moved: Moved) -> None:
-    shell.say(f"[red]{moved.moved_to} gave no answer within {CONFIRM_TIMEOUT_S:.0f} s: see `turnout status`.[/]")

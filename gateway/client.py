@@ -1,25 +1,22 @@
 """A typed, synchronous client of a Turnout server: all of `/api`, and what a command line needs of `/v1`.
 
 Answers keep fields this client does not know, so that an older client prints all that a newer server says.
-Nothing is sent twice: only a connection that was never made is tried again.
+Nothing is sent twice but moves of traffic, which carry an idempotency key: the server makes such a move once, and
+answers a repeat as it answered the first.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import httpx
-from pydantic import ValidationError
 
 from .client_models import (
     Adapter,
-    Answer,
     AuditEntry,
     Completion,
     Job,
@@ -29,85 +26,26 @@ from .client_models import (
     NewKey,
     Replica,
     Route,
+    RouteMoved,
     Suite,
     Version,
 )
-from .errors import (
-    Conflict,
-    Forbidden,
-    GatewayError,
-    Invalid,
-    NotFound,
-    Refused,
-    StorageFull,
-    TooLarge,
-    Unauthenticated,
-    Unavailable,
-    UpstreamFailed,
-)
+from .client_wire import DEFAULT_URL, Wire, json_of, not_turnout, read_answer, validated
+from .errors import Invalid
 
-DEFAULT_URL = "http://127.0.0.1:8321"
-CONNECT_ATTEMPTS = 3
+__all__ = ["DEFAULT_URL", "Client", "split_target"]
 BUNDLE_FILES = {
     "adapter_config": "adapter_config.json",
     "adapter_model": "adapter_model.safetensors",
     "manifest": "manifest.json",
 }
-_ERRORS: dict[int, type[GatewayError]] = {
-    400: Invalid,
-    401: Unauthenticated,
-    403: Forbidden,
-    404: NotFound,
-    405: Invalid,
-    409: Conflict,
-    413: TooLarge,
-    422: Refused,
-    429: Unavailable,
-    502: UpstreamFailed,
-    503: Unavailable,
-    504: UpstreamFailed,
-    507: StorageFull,
-}
 
 
-AnswerT = TypeVar("AnswerT", bound=Answer)
-
-
-class Client:
+class Client(Wire):
     """One server, spoken to with one key. Use it as a context manager.
 
     Raises subclasses of `GatewayError` with the server's message and reason code.
     """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        api_key: str | None = None,
-        *,
-        timeout_s: float = 120,
-        transport: httpx.BaseTransport | None = None,
-    ) -> None:
-        self.url = _checked_url(url or os.environ.get("TURNOUT_URL") or DEFAULT_URL)
-        key = api_key or os.environ.get("TURNOUT_API_KEY")
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(timeout_s, connect=5),
-            transport=transport or httpx.HTTPTransport(retries=CONNECT_ATTEMPTS - 1),
-            trust_env=False,
-        )
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._http.close()
 
     # ---- adapters --------------------------------------------------------------------------------------------------
 
@@ -127,7 +65,7 @@ class Client:
                     param="directory",
                 )
             answer = self._send("POST", f"/api/adapters/{adapter}/versions", files=files)
-        return _read(Version, answer)
+        return read_answer(Version, answer)
 
     def adapters(self) -> list[Adapter]:
         """Every adapter with its versions."""
@@ -157,34 +95,84 @@ class Client:
         route: str,
         weights: Mapping[str, int],
         *,
+        tries: Iterable[str] | None = None,
         force: bool = False,
         reason: str | None = None,
         expected_revision: int | None = None,
-    ) -> Route:
-        """Split a route's traffic; with `expected_revision`, only if nobody moved it since."""
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
+    ) -> RouteMoved:
+        """Split a route's traffic; with `expected_revision`, only if nobody moved it since.
+
+        `tries` names the arms that a rollback would take back; left out: every arm but stable.
+        """
         body = {
             "variants": [{"target": target, "weight": weight} for target, weight in weights.items()],
+            "tries": None if tries is None else list(tries),
             "force": force or None,
             "reason": reason,
             "expected_revision": expected_revision,
+            "dry_run": dry_run or None,
         }
-        return self._one(Route, f"/api/routes/{route}/variants", method="PUT", body=body)
+        return self._move(RouteMoved, f"/api/routes/{route}/variants", body, method="PUT", key=idempotency_key)
 
     def set_gates(self, route: str, suites: Iterable[str]) -> Route:
         """Name the suites that a version must pass before it is promoted on this route."""
         return self._one(Route, f"/api/routes/{route}/gates", method="PUT", body={"suites": list(suites)})
 
+    def set_candidate(self, route: str, target: str | None, *, reason: str | None = None) -> Route:
+        """Name the version that comes next: engines load it, traffic stays where it is."""
+        body = {"target": target} | ({"reason": reason} if reason else {})
+        return read_answer(Route, self._send("PUT", f"/api/routes/{route}/candidate", json=body))
+
     def promote(
-        self, route: str, target: str | None = None, *, force: bool = False, reason: str | None = None
+        self,
+        route: str,
+        target: str | None = None,
+        *,
+        force: bool = False,
+        reason: str | None = None,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
     ) -> Moved:
         """Send all of a route's traffic to a version whose gates passed."""
-        body = {"target": target, "force": force, "reason": reason}
-        return self._one(Moved, f"/api/routes/{route}/promote", method="POST", body=body)
+        body = {
+            "target": target,
+            "force": force,
+            "reason": reason,
+            "expected_revision": expected_revision,
+            "dry_run": dry_run or None,
+        }
+        return self._move(Moved, f"/api/routes/{route}/promote", body, key=idempotency_key)
 
-    def rollback(self, route: str, *, to: str | None = None, force: bool = False, reason: str | None = None) -> Moved:
-        """Send all of a route's traffic back to where it was before."""
-        body = {"to": to, "force": force, "reason": reason}
-        return self._one(Moved, f"/api/routes/{route}/rollback", method="POST", body=body)
+    def rollback(
+        self,
+        route: str,
+        *,
+        to: str | None = None,
+        force: bool = False,
+        further: bool = False,
+        accept_load: bool = False,
+        reason: str | None = None,
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
+    ) -> Moved:
+        """End the route's trial; without one, send all its traffic back to `previous`; or to `to`.
+
+        `further`: although the last move was a rollback. `accept_load`: also onto a version that no engine has loaded.
+        """
+        body = {
+            "to": to,
+            "force": force,
+            "further": further or None,
+            "accept_load": accept_load or None,
+            "reason": reason,
+            "expected_revision": expected_revision,
+            "dry_run": dry_run or None,
+        }
+        return self._move(Moved, f"/api/routes/{route}/rollback", body, key=idempotency_key)
 
     # ---- suites, evaluations, jobs ---------------------------------------------------------------------------------
 
@@ -261,7 +249,7 @@ class Client:
 
     def models(self) -> list[str]:
         """Names that a request may put in `model`."""
-        return [str(row["id"]) for row in _json(self._send("GET", "/v1/models"))["data"]]
+        return [str(row["id"]) for row in json_of(self._send("GET", "/v1/models"))["data"]]
 
     def chat(
         self, model: str, text: str, *, system: str | None = None, user: str | None = None, **options: Any
@@ -271,40 +259,6 @@ class Client:
         body = {"model": model, "messages": [*messages, {"role": "user", "content": text}], **options}
         answer = self._send("POST", "/v1/chat/completions", json=body | ({"user": user} if user else {}))
         return _completion(answer)
-
-    # ---- the wire --------------------------------------------------------------------------------------------------
-
-    def _one(
-        self, kind: type[AnswerT], path: str, *, method: str = "GET", body: Mapping[str, Any] | None = None
-    ) -> AnswerT:
-        return _read(kind, self._send(method, path, json=_without_none(body) if body is not None else None))
-
-    def _list(self, kind: type[AnswerT], path: str, *, params: Mapping[str, Any] | None = None) -> list[AnswerT]:
-        answer = self._send("GET", path, params=params)
-        found = _json(answer)
-        rows = found["data"] if isinstance(found, dict) and "data" in found else found
-        return [_validated(kind, row, answer) for row in rows]
-
-    def _send(self, method: str, path: str, **options: Any) -> httpx.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx.ConnectError as error:
-            raise Unavailable(
-                f"no Turnout server answers at {self.url}; start one with `turnout serve`, or say where it is with "
-                "--url or TURNOUT_URL",
-                code="no_server",
-            ) from error
-        except httpx.TimeoutException as error:
-            raise Unavailable(
-                f"{self.url}{path} did not answer in time; it may still be at work", code="timeout"
-            ) from error
-        except httpx.TransportError as error:
-            raise UpstreamFailed(
-                f"the connection to {self.url}{path} broke: {error}", code="connection_lost"
-            ) from error
-        if answer.is_success:
-            return answer
-        raise _error(answer)
 
 
 def split_target(target: str) -> tuple[str, str]:
@@ -319,62 +273,12 @@ def split_target(target: str) -> tuple[str, str]:
     return adapter, number
 
 
-def _checked_url(url: str) -> str:
-    try:
-        parsed = httpx.URL(url)
-    except httpx.InvalidURL:
-        parsed = httpx.URL("")
-    if parsed.scheme not in ("http", "https") or not parsed.host:
-        raise Invalid(f"{url!r} is not an http URL such as {DEFAULT_URL}", code="bad_url", param="url")
-    return url.rstrip("/")
-
-
-def _without_none(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in body.items() if value is not None}
-
-
-def _json(answer: httpx.Response) -> Any:
-    try:
-        return answer.json()
-    except ValueError as error:
-        raise _not_turnout(answer) from error
-
-
-def _read(kind: type[AnswerT], answer: httpx.Response) -> AnswerT:
-    return _validated(kind, _json(answer), answer)
-
-
-def _validated(kind: type[AnswerT], found: Any, answer: httpx.Response) -> AnswerT:
-    try:
-        return kind.model_validate(found)
-    except ValidationError as error:
-        raise _not_turnout(answer) from error
-
-
-def _not_turnout(answer: httpx.Response) -> GatewayError:
-    return UpstreamFailed(
-        f"{answer.request.url} answered {answer.status_code} with something this client cannot read; "
-        "is it a Turnout server of this version?",
-        code="unreadable_answer",
-    )
-
-
-def _error(answer: httpx.Response) -> GatewayError:
-    """The server's own words as the exception they came from."""
-    kind = _ERRORS.get(answer.status_code, UpstreamFailed if answer.status_code >= 500 else Invalid)
-    try:
-        said = answer.json()["error"]
-        return kind(str(said["message"]), code=said.get("code") or kind.code, param=said.get("param"))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return kind(f"{answer.request.url} answered {answer.status_code}: {answer.text[:200]}")
-
-
 def _completion(answer: httpx.Response) -> Completion:
-    body = _json(answer)
+    body = json_of(answer)
     headers = {name: answer.headers.get(f"x-turnout-{name}", "") for name in ("route", "variant", "version", "digest")}
     try:
         text = body["choices"][0]["message"]["content"] or ""
     except (KeyError, IndexError, TypeError) as error:
-        raise _not_turnout(answer) from error
+        raise not_turnout(answer) from error
     found = {"text": text, "request_id": answer.headers.get("x-request-id", ""), "usage": body.get("usage"), **headers}
-    return _validated(Completion, found, answer)
+    return validated(Completion, found, answer)

@@ -79,6 +79,25 @@ class Variant(Answer):
     weight: int
 
 
+class Trial(Answer):
+    """What a route is trying."""
+
+    arms: tuple[str, ...]
+    against: str
+    since_revision: int
+
+
+class LastMove(Answer):
+    """How a route's traffic came to be where it is."""
+
+    action: str
+    moved_from: str
+    moved_to: str
+    revision: int
+    at: datetime
+    by: str
+
+
 class Route(Answer):
     """Where a name's traffic goes."""
 
@@ -88,20 +107,34 @@ class Route(Answer):
     previous: str
     candidate: str | None = None
     variants: tuple[Variant, ...]
+    trial: Trial | None = None
+    last_move: LastMove | None = None
     gates: tuple[str, ...] = ()
     updated_at: datetime
     updated_by: str
 
 
-class Moved(Answer):
-    """A promotion or rollback that took place."""
+class RouteMoved(Route):
+    """A route as a split left it, and as it was before."""
 
+    before: Route | None = None  # None: from a server that does not say it
+    repeated: bool = False
+    dry_run: bool = False
+
+
+class Moved(Answer):
+    """A promotion or rollback that took place, or would."""
+
+    before: Route | None = None  # None: from a server that does not say it
     route: Route
     moved_from: str
     moved_to: str
     revision: int
     took_ms: float
     needs_load: bool = False
+    marked: tuple[str, ...] = ()
+    repeated: bool = False
+    dry_run: bool = False
 
 
 class Job(Answer):

@@ -113,6 +113,7 @@ adapter_versions = Table(
     Column("state_reason", Text),
     Column("promoted_at", UTCDateTime),
     Column("rolled_back_at", UTCDateTime),
+    Column("gated_at", UTCDateTime),  # when it became stable by passed gates; never by force
     UniqueConstraint("adapter", "version", name="uq_adapter_versions_adapter_version"),
     UniqueConstraint("adapter", "digest", name="uq_adapter_versions_adapter_digest"),
 )
@@ -128,9 +129,28 @@ routes = Table(
     Column("previous", String(64), nullable=False),
     Column("candidate", String(64)),
     Column("variants", JSON, nullable=False),
+    Column("trial", JSON(none_as_null=True)),
+    Column("last_move", JSON(none_as_null=True)),
     Column("gates", JSON, nullable=False),
     Column("updated_at", UTCDateTime, nullable=False),
     Column("updated_by", String(80), nullable=False),
+)
+
+# Answers of moves, kept for a day: a call that is repeated gets the first one's and moves nothing.
+moves = Table(
+    "moves",
+    metadata,
+    Column("id", String(40), primary_key=True),
+    Column("project_id", String(40), nullable=False, index=True),
+    Column("at", UTCDateTime, nullable=False, index=True),
+    Column("actor", String(80), nullable=False),
+    Column("route", String(48), nullable=False),
+    Column("revision", Integer, nullable=False),  # what the move was decided on
+    Column("asked", String(64), nullable=False),  # sha256 of the action and what it was asked to do
+    Column("idempotency_key", String(128)),
+    Column("answer", JSON, nullable=False),
+    UniqueConstraint("project_id", "idempotency_key", name="uq_moves_project_id_idempotency_key"),
+    Index("ix_moves_route_revision", "route", "revision"),
 )
 
 files = Table(

@@ -10,7 +10,7 @@ from gateway import tables
 from gateway.registry.models import AdapterVersion
 from tests.fakes.stack import Stack, chat_body
 
-FORCED = {"force": True, "reason": "test"}
+FORCED: dict[str, Any] = {"force": True, "reason": "test"}
 
 
 def add_suites(stack: Stack) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
+from typing import Annotated
+
+from fastapi import APIRouter, Header
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..keys import Principal
-from ..rollouts.promotion import Moved
+from ..rollouts.models import Moved, RouteMoved
 from ..routing.models import Route, Variant
 from ..routing.store import get_route, list_routes
 from ..routing.table import RoutingTable
@@ -17,6 +19,12 @@ router = APIRouter(route_class=DeclaredRoute, prefix="/api/routes", tags=["Route
 
 _MAX_VARIANTS = 64
 _MAX_SUITES = 64
+_DRY_RUN = Field(default=False, description="answer what would move, and move nothing")
+
+IdempotencyKey = Annotated[
+    str | None,
+    Header(description="any text, new for each move: a call that is repeated with it gets the first answer, for a day"),
+]
 
 
 class VariantsRequest(BaseModel):
@@ -25,9 +33,17 @@ class VariantsRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     variants: list[Variant] = Field(max_length=_MAX_VARIANTS)
-    force: bool = Field(default=False, description="also arms whose gates did not pass; needs a reason")
+    tries: list[str] | None = Field(
+        default=None,
+        max_length=_MAX_VARIANTS,
+        description="arms that a rollback takes back; left out: every arm but stable; empty: none is tried",
+    )
+    force: bool = Field(
+        default=False, description="also arms whose gates did not pass or that were rolled back; needs a reason"
+    )
     expected_revision: int | None = Field(default=None, description="refuse if the route has moved since")
     reason: str | None = None
+    dry_run: bool = _DRY_RUN
 
 
 class GatesRequest(BaseModel):
@@ -59,17 +75,23 @@ class PromoteRequest(BaseModel):
     force: bool = False
     reason: str | None = None
     expected_revision: int | None = None
+    dry_run: bool = _DRY_RUN
 
 
 class RollbackRequest(BaseModel):
-    """Where to go back to; without `to` challengers leave a split, else the version that was stable before returns."""
+    """Where to go back to; without `to` the trial ends, and if there is none stable returns to previous."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    to: str | None = None
-    force: bool = False
+    to: str | None = Field(default=None, description="a version, the base model, or support@previous past a trial")
+    force: bool = Field(default=False, description="also to a version that was rolled back itself; needs a reason")
+    further: bool = Field(default=False, description="although the last move was a rollback already")
+    accept_load: bool = Field(
+        default=False, description="also onto a version that is not loaded: its requests fail until it is"
+    )
     reason: str | None = None
-    expected_revision: int | None = None
+    expected_revision: int | None = Field(default=None, description="the revision that you saw; a repeat moves nothing")
+    dry_run: bool = _DRY_RUN
 
 
 @router.get("", summary="List routes")
@@ -87,15 +109,24 @@ async def one_route(name: str, caller: Caller, database: DatabaseService) -> Rou
 
 
 @router.put("/{name}/variants", summary="Split traffic between variants")
-async def set_variants(name: str, request: VariantsRequest, caller: Admin, promotions: PromotionsService) -> Route:
+async def set_variants(
+    name: str,
+    request: VariantsRequest,
+    caller: Admin,
+    promotions: PromotionsService,
+    idempotency_key: IdempotencyKey = None,
+) -> RouteMoved:
     """Sticky: units move only as far as the weights make them. A version's share rises by passed gates, or by `force`."""
     return await promotions.set_variants(
         name,
         request.variants,
+        tries=request.tries,
         force=request.force,
         expected_revision=request.expected_revision,
         reason=request.reason,
         principal=caller,
+        idempotency_key=idempotency_key,
+        dry_run=request.dry_run,
     )
 
 
@@ -116,7 +147,13 @@ async def set_gates(name: str, request: GatesRequest, caller: Admin, promotions:
 
 
 @router.post("/{name}/promote", summary="Send all traffic to a version")
-async def promote(name: str, request: PromoteRequest, caller: Admin, promotions: PromotionsService) -> Moved:
+async def promote(
+    name: str,
+    request: PromoteRequest,
+    caller: Admin,
+    promotions: PromotionsService,
+    idempotency_key: IdempotencyKey = None,
+) -> Moved:
     """Needs passed gates, or `force` and a reason."""
     return await promotions.promote(
         name,
@@ -125,21 +162,32 @@ async def promote(name: str, request: PromoteRequest, caller: Admin, promotions:
         reason=request.reason,
         principal=caller,
         expected_revision=request.expected_revision,
+        idempotency_key=idempotency_key,
+        dry_run=request.dry_run,
     )
 
 
 @router.post("/{name}/rollback", summary="Send all traffic back")
 async def rollback(
-    name: str, request: RollbackRequest, caller: Admin, promotions: PromotionsService, routing: RoutingService
+    name: str,
+    request: RollbackRequest,
+    caller: Admin,
+    promotions: PromotionsService,
+    routing: RoutingService,
+    idempotency_key: IdempotencyKey = None,
 ) -> Moved:
     """A flip of pointers, bound to the route as it was when this request came in."""
     return await promotions.rollback(
         name,
         to=request.to,
         force=request.force,
+        further=request.further,
+        accept_load=request.accept_load,
         reason=request.reason,
         principal=caller,
         expected_revision=request.expected_revision or _revision_now(routing, name, caller),
+        idempotency_key=idempotency_key,
+        dry_run=request.dry_run,
     )
 
 

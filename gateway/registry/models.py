@@ -43,7 +43,8 @@ class AdapterVersion(BaseModel, frozen=True):
     state_code: str | None = Field(default=None, description="reason code of a rejection or quarantine")
     state_reason: str | None = None
     promoted_at: datetime | None = Field(default=None, description="when it first became stable")
-    rolled_back_at: datetime | None = Field(default=None, description="when a rollback left it")
+    gated_at: datetime | None = Field(default=None, description="when it became stable by passed gates; never by force")
+    rolled_back_at: datetime | None = Field(default=None, description="when a rollback took it back")
     created_at: datetime
     created_by: str
     project_id: str

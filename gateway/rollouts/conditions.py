@@ -56,6 +56,7 @@ def _version(row: Any) -> RouteVersion:
         was_stable=row["promoted_at"] is not None,
         is_rolled_back=row["rolled_back_at"] is not None,
         is_servable=row["state"] == VersionState.VERIFIED,
+        was_gated=row["gated_at"] is not None,
     )
     return RouteVersion(
         id=row["id"],
@@ -113,11 +114,14 @@ def check_may_serve(route: Route, versions: Sequence[RouteVersion], variant: Var
                 param="variants",
             )
         return
-    version = named(versions, variant.target)
-    check_verified(version)
+    check_verified(named(versions, variant.target))
+
+
+def check_not_rolled_back(version: RouteVersion) -> None:
+    """Raise `Refused` for a version that a rollback has taken back."""
     if version.past.is_rolled_back:
         raise Refused(
-            f"{version.name} was rolled back; it returns by a forced promotion only",
+            f"{version.name} was rolled back; it gets a larger share again only with `force` and a reason",
             code="rolled_back",
             param="variants",
         )
@@ -135,12 +139,29 @@ def shares(variants: Sequence[Variant]) -> dict[str, Fraction]:
     return {variant.target: Fraction(variant.weight, total) for variant in variants if total}
 
 
-async def is_answerable(connection: AsyncConnection, versions: Sequence[RouteVersion], target: str) -> bool:
-    """Whether every ready engine answers `target` now; base always is."""
+async def needs_load(connection: AsyncConnection, versions: Sequence[RouteVersion], target: str) -> bool:
+    """Whether requests for `target` would fail until an engine has loaded it; base needs no load."""
     version = next((found for found in versions if found.name == target), None)
     if version is None:
-        return True
-    return await _ready_replicas(connection) <= await _holders(connection, version.engine_name)
+        return False
+    ready = await _ready_replicas(connection)
+    return not ready or not ready <= await _holders(connection, version.engine_name)
+
+
+async def check_strands_nobody(connection: AsyncConnection, route: Route, target: str, *, base: str) -> None:
+    """Raise `Conflict` when traffic is answered now and would not be after a move to `target`, which needs a load.
+
+    With no engine ready there is nothing to lose: whatever a route needs is loaded before an engine is ready.
+    """
+    if not await _ready_replicas(connection):
+        return
+    raise Conflict(
+        f"{target} is not loaded on every engine that takes traffic: requests for {route.name!r} would fail until it is. "
+        f"Wait for the load and move then (`turnout rollback {route.name} --to {target} --wait-for-load`), go to the base "
+        f"model {base}, which is always there, or move all the same (`--accept-load`)",
+        code="needs_load",
+        param="to",
+    )
 
 
 async def _ready_replicas(connection: AsyncConnection) -> set[str]:

@@ -1,9 +1,9 @@
 """Where a route's pointers go on a promotion or a rollback. Pure: reads no clock and no database.
 
-A rollback takes back the last move. While challengers share the route's traffic, that is their exposure: they lose it,
-and `stable`, which was never left, takes it all. Otherwise it is the last promotion: `stable` goes back to `previous`.
-It marks the versions it leaves; a marked version is reached again by force only. `previous` therefore never names a
-marked version, and a rollback without force cannot land on one.
+A rollback ends the trial if there is one, else it returns stable to previous. A trial is what the route's row says is
+being tried; whoever gave an arm its share wrote it there. The versions that are taken back are marked, and a marked one
+gets traffic again by force only. `previous` therefore never names a marked version, and a rollback without force cannot
+land on one.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ..errors import Conflict, Invalid, Refused
 
 @dataclass(frozen=True, slots=True)
 class Pointers:
-    """The pointers of one route, and the base model under it."""
+    """The pointers of one route, what it tries, and the base model under it."""
 
     base: str
     stable: str
     previous: str
     candidate: str | None = None
+    tried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +34,12 @@ class Past:
     was_stable: bool
     is_rolled_back: bool
     is_servable: bool = True
+    was_gated: bool = False  # it became stable through the route's gates, not by force
 
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """A decision: the new pointers, the marks that change with them, and the challengers that lose their share."""
+    """A decision: the new pointers, the marks that change with them, and the tried arms that lose their share."""
 
     pointers: Pointers
     marks: tuple[str, ...] = ()
@@ -60,46 +62,61 @@ def promote(pointers: Pointers, target: str | None, versions: Sequence[Past], *,
             param="target",
         )
     candidate = None if pointers.candidate == chosen else pointers.candidate
-    moved = replace(pointers, stable=chosen, previous=pointers.stable, candidate=candidate)
+    moved = replace(pointers, stable=chosen, previous=pointers.stable, candidate=candidate, tried=())
     return Move(moved, unmarks=chosen if found.is_rolled_back else None)
 
 
-def challengers(pointers: Pointers, arms: Sequence[str], versions: Sequence[Past]) -> tuple[str, ...]:
-    """Arms that came after `stable` or were never stable: what is being tried. Base and older versions are controls."""
-    number = next((past.version for past in versions if past.name == pointers.stable), 0)
-    return tuple(
-        past.name
-        for past in versions
-        if past.name in arms and past.name != pointers.stable and (past.version > number or not past.was_stable)
-    )
+def tried_by(stable: str, arms: Sequence[str], said: Sequence[str] | None) -> tuple[str, ...]:
+    """What a split over `arms` (targets with a share) tries: what it says, else every arm but stable. Arms beside are controls."""
+    if said is None:
+        return tuple(arm for arm in arms if arm != stable)
+    for name in said:
+        if name == stable:
+            raise Invalid(
+                f"{name} is stable: a trial is held against it, so it cannot be what is tried",
+                code="trial_of_stable",
+                param="tries",
+            )
+        if name not in arms:
+            raise Invalid(
+                f"{name!r:.100} has no share in this split, so it cannot be what is tried",
+                code="trial_without_share",
+                param="tries",
+            )
+    return tuple(dict.fromkeys(said))
 
 
-def roll_back(
-    pointers: Pointers, versions: Sequence[Past], *, to: str | None, force: bool, arms: Sequence[str] = ()
-) -> Move:
-    """Withdraw the challengers among `arms` (targets with a share), else stable := previous; or go `to` a version.
+def roll_back(pointers: Pointers, versions: Sequence[Past], *, to: str | None, force: bool) -> Move:
+    """End the trial, so that stable takes all; without one stable := previous. Or go `to` a version.
 
-    What is left is marked; when stable moves, previous := the next older one that may be returned to.
+    What is taken back is marked. When stable moves, previous := the next older one that may be returned to. With `to`
+    the trial ends too, unmarked: it is stable that was found wanting.
     """
-    tried = challengers(pointers, arms, versions)
-    if tried and to in (None, pointers.stable) and _is_servable(pointers.stable, pointers, versions):
-        candidate = None if pointers.candidate in tried else pointers.candidate
-        previous = pointers.previous
-        if previous in tried:  # it was stable later than the older version that is stable now
-            previous = next_older(previous, versions, base=pointers.base, leaving=(pointers.stable, *tried))
-        return Move(replace(pointers, previous=previous, candidate=candidate), marks=tried, withdrawn=tried)
+    if pointers.tried and to in (None, pointers.stable) and _is_servable(pointers.stable, pointers, versions):
+        return _end_trial(pointers, versions)
     if pointers.stable == pointers.base:
         raise Conflict(
             f"the route is on its base model {pointers.base} already: there is nothing to roll back",
             code="nothing_to_roll_back",
         )
-    target = _returned_to(pointers, versions) if to is None else _chosen(pointers, versions, to, force=force)
+    target = previous_of(pointers, versions) if to is None else _chosen(pointers, versions, to, force=force)
     was_marked = any(past.name == target and past.is_rolled_back for past in versions)
-    left = tuple(name for name in (pointers.stable, *tried) if name != target)
+    taken_back = (pointers.stable, *pointers.tried) if to is None else (pointers.stable,)
+    left = tuple(name for name in taken_back if name not in (target, pointers.base))
     candidate = None if pointers.candidate in (target, *left) else pointers.candidate
     older = next_older(target, versions, base=pointers.base, leaving=left)
-    moved = replace(pointers, stable=target, previous=older, candidate=candidate)
+    moved = replace(pointers, stable=target, previous=older, candidate=candidate, tried=())
     return Move(moved, marks=left, unmarks=target if was_marked else None)
+
+
+def _end_trial(pointers: Pointers, versions: Sequence[Past]) -> Move:
+    tried = pointers.tried
+    previous = pointers.previous
+    if previous in tried and previous != pointers.base:  # a version that was stable once, and is tried again
+        previous = next_older(previous, versions, base=pointers.base, leaving=(pointers.stable, *tried))
+    candidate = None if pointers.candidate in tried else pointers.candidate
+    moved = replace(pointers, previous=previous, candidate=candidate, tried=())
+    return Move(moved, marks=tuple(name for name in tried if name != pointers.base), withdrawn=tried)
 
 
 def next_older(name: str, versions: Sequence[Past], *, base: str, leaving: Sequence[str]) -> str:
@@ -121,7 +138,8 @@ def _is_servable(name: str, pointers: Pointers, versions: Sequence[Past]) -> boo
     return name == pointers.base or any(past.name == name and past.is_servable for past in versions)
 
 
-def _returned_to(pointers: Pointers, versions: Sequence[Past]) -> str:
+def previous_of(pointers: Pointers, versions: Sequence[Past]) -> str:
+    """Where `previous` leads now: past whatever was quarantined since."""
     if pointers.previous == pointers.base:
         return pointers.base
     found = next((past for past in versions if past.name == pointers.previous), None)

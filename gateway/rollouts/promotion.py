@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import structlog
-from pydantic import BaseModel, Field
 from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, now, record_audit
-from ..errors import Conflict, GatewayError, Invalid, Refused
+from ..errors import GatewayError, Invalid
 from ..jobs.suites import Suites
-from ..jobs.verdicts import Verdict
 from ..keys import Principal
 from ..routing.models import Route, Variant, check_variants
 from ..routing.store import get_route, route_moved, save_route
+from .calls import Call, first_answer, keep_answer, stated
 from .conditions import (
     RouteVersion,
     check_may_serve,
+    check_not_rolled_back,
     check_resident,
+    check_strands_nobody,
     check_verified,
     digest_of,
-    is_answerable,
     named,
-    newest_verdict,
+    needs_load,
     rising,
     versions_of,
 )
-from .pointers import Move, Pointers, promote, roll_back
+from .decided import Decided, Mover, check_goes_no_further, pointers_of, promoted, rolled_back, split
+from .gating import check_gates, suite_digests
+from .models import Moved, RouteMoved
+from .pointers import previous_of, promote, roll_back
 
 log = structlog.get_logger(__name__)
 
 MAX_VARIANTS = 16
 MAX_GATES = 32
-MAX_REASON_CHARS = 1_000
-
-
-class Moved(BaseModel, frozen=True):
-    """Traffic moved."""
-
-    route: Route
-    moved_from: str = Field(description="what was left: the former stable, or the challengers of a split, by commas")
-    moved_to: str
-    revision: int
-    took_ms: float = Field(description="from the call until this gateway routes by it")
-    needs_load: bool = Field(description="no engine has the target loaded: its requests fail until one has")
+Decide = Callable[[AsyncConnection, Route, list[RouteVersion]], Awaitable[Decided]]
 
 
 class Promotions:
-    """The only code that changes where a route's traffic goes."""
+    """The only code that changes where a route's traffic goes.
+
+    Every move takes the `expected_revision` of the route that its caller saw and an `idempotency_key`: a call that is
+    repeated with either gets the first answer for a day and moves nothing. With `dry_run` nothing moves at all.
+    """
 
     def __init__(
         self,
@@ -75,27 +70,38 @@ class Promotions:
         reason: str | None = None,
         principal: Principal,
         expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
     ) -> Moved:
-        """All traffic to `target`, or to the candidate.
+        """All traffic to `target`, or to the candidate; a trial ends.
 
         Needs a passed gate of every suite for its very digest, or `force` and a reason; and always that it was verified
         and that every ready engine has it loaded.
         """
-        started = time.perf_counter()
-        reason = _checked_reason(reason, force=force)
+        call = Call(
+            action="route.promote",
+            route=route,
+            principal=principal,
+            asked={"target": target},
+            force=force,
+            reason=stated(reason),
+            expected_revision=expected_revision,
+            idempotency_key=idempotency_key,
+            dry_run=dry_run,
+        )
         gates = {} if force else await self._gates(route, principal)
-        async with self._database.write() as connection:
-            held = await _held(connection, route, principal, expected_revision)
-            versions = await versions_of(connection, held)
-            move = promote(_pointers(held, versions), target, [version.past for version in versions], force=force)
+
+        async def decide(connection: AsyncConnection, held: Route, versions: list[RouteVersion]) -> Decided:
+            past = [version.past for version in versions]
+            move = promote(pointers_of(held, versions[0].base_model), target, past, force=force)
             chosen = named(versions, move.pointers.stable)
             check_verified(chosen)
             await check_resident(connection, chosen)
             if not force:
-                await _check_gates(connection, held, chosen, gates, baseline=digest_of(versions, held.stable))
-            after = await _apply(connection, held, move, versions, principal)
-            await _audit(connection, held, after, "route.promote", reason, principal, force=force)
-        return await self._moved(held, after, started, needs_load=False)
+                await check_gates(connection, held, chosen, gates, baseline=digest_of(versions, held.stable))
+            return promoted(held, move, Mover(principal.actor, now()), is_gated=not force)
+
+        return await self._move(call, decide)
 
     async def rollback(
         self,
@@ -103,65 +109,97 @@ class Promotions:
         *,
         to: str | None = None,
         force: bool = False,
+        further: bool = False,
+        accept_load: bool = False,
         reason: str | None = None,
         principal: Principal,
         expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
     ) -> Moved:
-        """Challengers out of a split; without any, all traffic back to `previous`; or to `to`. Waits for no gate and no load.
+        """End the trial, so that stable takes all traffic; without one, all traffic back to `previous`; or to `to`.
 
-        It acts on the route as it was when it was called (`expected_revision`, else what a first read finds): of two
-        calls at once one wins and the other gets `Conflict`, so that two people do not roll back twice.
+        Waits for no gate and no load. Onto a version that is not loaded it goes only with `accept_load`, and right after
+        another rollback only with `further` or a named version. It acts on the route as it was when it was called
+        (`expected_revision`, else what a first read finds): of two calls at once one moves and the other gets its answer.
         """
-        started = time.perf_counter()
-        reason = _checked_reason(reason, force=force)
         if expected_revision is None:
             async with self._database.read() as connection:
                 expected_revision = (await get_route(connection, route, project_id=principal.project_id)).revision
-        async with self._database.write() as connection:
-            held = await _held(connection, route, principal, expected_revision)
-            versions = await versions_of(connection, held)
-            arms = [variant.target for variant in held.variants if variant.weight]
+        call = Call(
+            action="route.rollback",
+            route=route,
+            principal=principal,
+            asked={"to": to},
+            force=force,
+            reason=stated(reason),
+            expected_revision=expected_revision,
+            idempotency_key=idempotency_key,
+            dry_run=dry_run,
+        )
+
+        async def decide(connection: AsyncConnection, held: Route, versions: list[RouteVersion]) -> Decided:
             past = [version.past for version in versions]
-            move = roll_back(_pointers(held, versions), past, to=to, force=force, arms=arms)
-            after = await _apply(connection, held, move, versions, principal)
-            await _audit(connection, held, after, "route.rollback", reason, principal, force=force)
-            needs_load = not await is_answerable(connection, versions, after.stable)
-        return await self._moved(held, after, started, needs_load=needs_load, withdrawn=move.withdrawn)
+            pointers = pointers_of(held, versions[0].base_model)
+            aliases = {f"{route}@stable": held.stable, f"{route}@previous": previous_of(pointers, past)}
+            move = roll_back(pointers, past, to=aliases.get(to or "", to), force=force)
+            target = move.pointers.stable
+            check_goes_no_further(held, None if to in aliases else to, further=further, leads_to=target)
+            is_missing = await needs_load(connection, versions, target)
+            if is_missing and not accept_load:
+                await check_strands_nobody(connection, held, target, base=pointers.base)
+            return rolled_back(held, move, Mover(principal.actor, now()), needs_load=is_missing)
+
+        return await self._move(call, decide)
 
     async def set_variants(
         self,
         route: str,
         variants: Sequence[Variant],
         *,
-        expected_revision: int | None = None,
+        tries: Sequence[str] | None = None,
         force: bool = False,
         reason: str | None = None,
         principal: Principal,
-    ) -> Route:
-        """Split the traffic. An arm must be verified and not rolled back.
+        expected_revision: int | None = None,
+        idempotency_key: str | None = None,
+        dry_run: bool = False,
+    ) -> RouteMoved:
+        """Split the traffic. `tries` names the arms that a rollback would take back; left out: every arm but stable.
 
-        One whose share rises must be loaded on every ready engine and, unless it was stable before, have passed the
-        route's gates; or `force` and a reason.
+        An arm must be verified. One whose share rises must be loaded on every ready engine and, unless it is stable now,
+        not have been rolled back and have passed the route's gates, now or when it became stable; or `force` and a reason.
         """
-        reason = _checked_reason(reason, force=force)
         wanted = tuple(variants)
+        call = Call(
+            action="route.set_variants",
+            route=route,
+            principal=principal,
+            asked={"variants": [variant.model_dump() for variant in wanted], "tries": tries and list(tries)},
+            force=force,
+            reason=stated(reason),
+            expected_revision=expected_revision,
+            idempotency_key=idempotency_key,
+            dry_run=dry_run,
+        )
         check_variants(wanted)
         if len(wanted) > MAX_VARIANTS:
             raise Invalid(f"{len(wanted)} variants; at most {MAX_VARIANTS}", code="too_many_variants", param="variants")
         gates = {} if force else await self._gates(route, principal, wanted)
-        async with self._database.write() as connection:
-            held = await _held(connection, route, principal, expected_revision)
-            versions = await versions_of(connection, held)
+
+        async def decide(connection: AsyncConnection, held: Route, versions: list[RouteVersion]) -> Decided:
             for variant in wanted:
                 check_may_serve(held, versions, variant)
             for version in rising(held, versions, wanted):
                 await check_resident(connection, version)
-                if not (force or version.past.was_stable):
-                    await _check_gates(connection, held, version, gates, baseline=digest_of(versions, held.stable))
-            after = await save_route(connection, held.model_copy(update={"variants": wanted}), actor=principal.actor)
-            await _audit(connection, held, after, "route.set_variants", reason, principal, force=force)
-        await self._refresh()
-        return after
+                if force or version.name == held.stable:  # more for what is stable is a step back
+                    continue
+                check_not_rolled_back(version)
+                if not version.past.was_gated:
+                    await check_gates(connection, held, version, gates, baseline=digest_of(versions, held.stable))
+            return split(held, wanted, tries, Mover(principal.actor, now()))
+
+        return RouteMoved.of(await self._move(call, decide))
 
     async def set_candidate(
         self,
@@ -173,13 +211,13 @@ class Promotions:
         principal: Principal,
     ) -> Route:
         """Name the version that comes next: engines load it, traffic stays where it is."""
-        reason = _checked_reason(reason, force=False)
+        call = _settled(route, "route.set_candidate", principal, reason, expected_revision)
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
             if target is not None:
                 check_verified(named(await versions_of(connection, held), target))
             after = await save_route(connection, held.model_copy(update={"candidate": target}), actor=principal.actor)
-            await _audit(connection, held, after, "route.set_candidate", reason, principal)
+            await _audit(connection, held, after, call)
         await self._refresh()
         return after
 
@@ -193,61 +231,55 @@ class Promotions:
         principal: Principal,
     ) -> Route:
         """Name the suites that a version must pass to be promoted here."""
-        reason = _checked_reason(reason, force=False)
+        call = _settled(route, "route.set_gates", principal, reason, expected_revision)
         gates = tuple(dict.fromkeys(suites))
         if len(gates) > MAX_GATES:
             raise Invalid(f"{len(gates)} gates; at most {MAX_GATES}", code="too_many_gates", param="suites")
-        for name in gates:
-            await self._suite_digest(name)
+        await suite_digests(self._suites, gates)  # each must exist
         async with self._database.write() as connection:
             held = await _held(connection, route, principal, expected_revision)
             after = await save_route(connection, held.model_copy(update={"gates": gates}), actor=principal.actor)
-            await _audit(connection, held, after, "route.set_gates", reason, principal)
+            await _audit(connection, held, after, call)
         await self._refresh()
         return after
 
     async def _gates(
         self, route: str, principal: Principal, wanted: Sequence[Variant] | None = None
-    ) -> dict[str, str | None]:
-        """The route's suites with their present digests; none for a split by which nothing new gets a share.
-
-        Read before the transaction: hashing a suite may take a while.
-        """
+    ) -> Mapping[str, str | None]:
+        """The route's suites with their present digests; none for a split by which nothing new gets a share."""
         async with self._database.read() as connection:
             found = await get_route(connection, route, project_id=principal.project_id)
             versions = await versions_of(connection, found)
-        if wanted is not None and all(version.past.was_stable for version in rising(found, versions, wanted)):
+        if wanted is not None and all(
+            version.past.was_gated or version.name == found.stable for version in rising(found, versions, wanted)
+        ):
             return {}
-        return {name: await self._suite_digest(name) for name in found.gates}
+        return await suite_digests(self._suites, found.gates)
 
-    async def _suite_digest(self, name: str) -> str | None:
-        if self._suites is None:
-            return None
-        return (await asyncio.to_thread(self._suites.find, name)).digest
-
-    async def _moved(
-        self, before: Route, after: Route, started: float, *, needs_load: bool, withdrawn: Sequence[str] = ()
-    ) -> Moved:
+    async def _move(self, call: Call, decide: Decide) -> Moved:
+        """Decide and act in one transaction; or only decide."""
+        started = time.perf_counter()
+        if call.dry_run:
+            async with self._database.read() as connection:
+                held = await _held(connection, call.route, call.principal, call.expected_revision)
+                decided = await decide(connection, held, await versions_of(connection, held))
+            return _moved(held, decided.after, decided, started).model_copy(update={"dry_run": True})
+        async with self._database.write() as connection:
+            first = await first_answer(connection, call)
+            if first is not None:
+                return first
+            held = await _held(connection, call.route, call.principal, call.expected_revision)
+            versions = await versions_of(connection, held)
+            decided = await decide(connection, held, versions)
+            after = await _apply(connection, decided, versions, call.principal)
+            await _audit(connection, held, after, call, needs_load=decided.needs_load)
+            moved = _moved(held, after, decided, started)
+            await keep_answer(connection, call, moved)
         await self._refresh()
         took_ms = (time.perf_counter() - started) * 1000
-        moved_from = ", ".join(withdrawn) or before.stable
-        log.info(
-            "traffic moved",
-            route=after.name,
-            moved_from=moved_from,
-            moved_to=after.stable,
-            revision=after.revision,
-            took_ms=round(took_ms, 1),
-            needs_load=needs_load,
-        )
-        return Moved(
-            route=after,
-            moved_from=moved_from,
-            moved_to=after.stable,
-            revision=after.revision,
-            took_ms=took_ms,
-            needs_load=needs_load,
-        )
+        told = {"moved_from": moved.moved_from, "moved_to": moved.moved_to, "needs_load": moved.needs_load}
+        log.info("traffic moved", route=after.name, revision=after.revision, took_ms=round(took_ms, 1), **told)
+        return moved.model_copy(update={"took_ms": took_ms})
 
     async def _refresh(self) -> None:
         """Route by the change at once. It is committed: a failure here must not look as if it were not."""
@@ -259,43 +291,28 @@ class Promotions:
             log.warning("change is committed, this gateway sees it a little later", error=error.message)
 
 
-async def _check_gates(
-    connection: AsyncConnection,
-    route: Route,
-    version: RouteVersion,
-    digests: Mapping[str, str | None],
-    *,
-    baseline: str,
-) -> None:
-    """A verdict counts against the stable that stands now: one against an older stable proves nothing about this."""
-    if not route.gates:
-        raise Refused(
-            f"route {route.name!r} has no gates: name suites with `turnout routes gates`, or use force and a reason",
-            code="no_gate",
-        )
-    if not digests.keys() >= set(route.gates):
-        raise Conflict(f"route {route.name!r} was changed meanwhile; try again", code="route_moved")
-    for suite in route.gates:
-        found = await newest_verdict(
-            connection, version, suite, digests[suite], baseline=baseline, project_id=route.project_id
-        )
-        if found is None:
-            raise Refused(
-                f"{version.name} was not evaluated on {suite!r} as it is now, against {route.stable}, the present stable: "
-                f"run `turnout eval run {version.name} --suite {suite}`",
-                code="gate_missing",
-            )
-        if found != Verdict.PASSED:
-            raise Refused(f"{version.name} did not pass {suite!r}: the verdict is {found}", code=f"gate_{found}")
+def _settled(route: str, action: str, principal: Principal, reason: str | None, expected_revision: int | None) -> Call:
+    """A change that moves no traffic."""
+    return Call(
+        action=action,
+        route=route,
+        principal=principal,
+        reason=stated(reason),
+        expected_revision=expected_revision,
+    )
 
 
-def _checked_reason(reason: str | None, *, force: bool) -> str | None:
-    reason = (reason or "").strip() or None
-    if force and reason is None:
-        raise Invalid("`force` needs a `reason`; it goes into the audit log", code="reason_required", param="reason")
-    if reason is not None and len(reason) > MAX_REASON_CHARS:
-        raise Invalid(f"the reason is over {MAX_REASON_CHARS} characters", code="reason_too_long", param="reason")
-    return reason
+def _moved(before: Route, after: Route, decided: Decided, started: float) -> Moved:
+    return Moved(
+        before=before,
+        route=after,
+        moved_from=decided.moved_from,
+        moved_to=decided.moved_to,
+        revision=after.revision,
+        took_ms=(time.perf_counter() - started) * 1000,
+        needs_load=decided.needs_load,
+        marked=decided.marks,
+    )
 
 
 async def _held(connection: AsyncConnection, name: str, principal: Principal, expected_revision: int | None) -> Route:
@@ -306,34 +323,19 @@ async def _held(connection: AsyncConnection, name: str, principal: Principal, ex
     return route
 
 
-def _pointers(route: Route, versions: Sequence[RouteVersion]) -> Pointers:
-    # A route exists since its adapter's first version, and versions of one adapter share their base.
-    return Pointers(
-        base=versions[0].base_model, stable=route.stable, previous=route.previous, candidate=route.candidate
-    )
-
-
 async def _apply(
-    connection: AsyncConnection, route: Route, move: Move, versions: Sequence[RouteVersion], principal: Principal
+    connection: AsyncConnection, decided: Decided, versions: Sequence[RouteVersion], principal: Principal
 ) -> Route:
-    """Store a move: the pointers, all traffic to the new stable, and the marks."""
-    pointers = move.pointers
-    after = route.model_copy(
-        update={
-            "stable": pointers.stable,
-            "previous": pointers.previous,
-            "candidate": pointers.candidate,
-            "variants": (Variant(target=pointers.stable, weight=100),),
-        }
-    )
-    saved = await save_route(connection, after, actor=principal.actor)
+    """Store a move: the route, and what changes of its versions."""
+    saved = await save_route(connection, decided.after, actor=principal.actor)
     for version in versions:
         values: dict[str, Any] = {}
-        if version.name == pointers.stable and not version.past.was_stable:
-            values["promoted_at"] = now()
-        if version.name in move.marks:
+        if version.name == decided.arrives:
+            values |= {} if version.past.was_stable else {"promoted_at": now()}
+            values |= {"gated_at": now()} if decided.is_gated and not version.past.was_gated else {}
+        if version.name in decided.marks:
             values["rolled_back_at"] = now()
-        if version.name == move.unmarks:
+        if version.name == decided.unmarks:
             values["rolled_back_at"] = None
         if values:
             table = tables.adapter_versions
@@ -342,26 +344,22 @@ async def _apply(
 
 
 async def _audit(
-    connection: AsyncConnection,
-    before: Route,
-    after: Route,
-    action: str,
-    reason: str | None,
-    principal: Principal,
-    *,
-    force: bool = False,
+    connection: AsyncConnection, before: Route, after: Route, call: Call, *, needs_load: bool = False
 ) -> None:
+    consents = {"force": call.force, "needs_load": needs_load}
     await record_audit(
         connection,
         project_id=before.project_id,
-        actor=principal.actor,
-        action=action,
+        actor=call.principal.actor,
+        action=call.action,
         subject=before.name,
         before=_shown(before),
-        after=_shown(after) | ({"force": True} if force else {}),
-        reason=reason,
+        after=_shown(after) | {name: True for name, given in consents.items() if given},
+        reason=call.reason,
     )
 
 
 def _shown(route: Route) -> dict[str, Any]:
-    return route.model_dump(mode="json", include={"revision", "stable", "previous", "candidate", "variants", "gates"})
+    return route.model_dump(
+        mode="json", include={"revision", "stable", "previous", "candidate", "variants", "trial", "gates"}
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
+from typing import Literal
 
 from pydantic import BaseModel, Field
 
@@ -20,8 +21,30 @@ class Variant(BaseModel, frozen=True):
     weight: int = Field(ge=0, le=10_000, description="share of the traffic, relative to the sum over variants")
 
 
+class Trial(BaseModel, frozen=True):
+    """What a route is trying: arms with a share, which a rollback takes back and leaves stable alone."""
+
+    arms: tuple[str, ...] = Field(min_length=1)
+    against: str = Field(description="the stable that stays when the trial ends")
+    since_revision: int = Field(description="the revision by which these arms began to be tried")
+
+
+class LastMove(BaseModel, frozen=True):
+    """How traffic came to be where it is."""
+
+    action: Literal["promote", "rollback", "split"]
+    moved_from: str
+    moved_to: str
+    revision: int = Field(description="the route's revision that the move made")
+    at: datetime
+    by: str
+
+
 class Route(BaseModel, frozen=True):
-    """Weighted variants and the pointers `stable`, `previous`, `candidate`. Every change raises `revision` by one."""
+    """Weighted variants, what is being tried, and the pointers `stable`, `previous`, `candidate`.
+
+    Every change raises `revision` by one.
+    """
 
     name: str = Field(pattern=NAME_PATTERN)
     revision: int
@@ -30,6 +53,8 @@ class Route(BaseModel, frozen=True):
     previous: str = Field(description="where a rollback goes")
     candidate: str | None = None
     variants: tuple[Variant, ...]
+    trial: Trial | None = Field(default=None, description="what a rollback ends; null: a rollback moves stable")
+    last_move: LastMove | None = Field(default=None, description="the last move of traffic; null: there was none yet")
     gates: tuple[str, ...] = Field(default=(), description="suites a version must pass to be promoted")
     project_id: str
     updated_at: datetime
@@ -42,6 +67,16 @@ class Route(BaseModel, frozen=True):
         if self.candidate:
             named.append(self.candidate)
         return tuple(dict.fromkeys(named))
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Targets that have a share now."""
+        return tuple(variant.target for variant in self.variants if variant.weight)
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """What is being tried; empty when nothing is."""
+        return self.trial.arms if self.trial is not None else ()
 
 
 def parse_pin(target: str) -> tuple[str, int] | None:

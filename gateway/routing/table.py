@@ -71,6 +71,7 @@ class SnapshotRoute:
     variants: tuple[tuple[str, int], ...]
     project_id: str
     updated_at: datetime
+    tried: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,7 @@ def _route(row: RowMapping) -> SnapshotRoute:
         variants=tuple((variant["target"], int(variant["weight"])) for variant in row["variants"]),
         project_id=row["project_id"],
         updated_at=row["updated_at"],
+        tried=tuple(row["trial"]["arms"]) if row["trial"] else (),
     )
 
 

@@ -6,20 +6,24 @@ import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import closing
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, insert, select, text, update
+from sqlalchemy import Connection, MetaData, create_engine, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
 from gateway.database import DEFAULT_PROJECT, Database, record_audit
 from gateway.errors import Invalid
 from gateway.migrations import run as module
 from gateway.migrations.run import head, migrate
+from gateway.routing.models import Trial
+from gateway.routing.store import get_route
 from gateway.settings import Settings
 from gateway.tables import adapter_versions, audit, metadata, replicas
 from tests.factories import a_version
@@ -138,20 +142,62 @@ async def test_an_upgrade_keeps_the_rows_and_a_backup_from_before(
     assert backup.stat().st_mode & 0o777 == 0o600
 
 
-async def test_a_replica_of_the_first_schema_is_kept_and_has_not_failed(settings: Settings) -> None:
+def make_old(settings: Settings, revision: str, rows: dict[str, list[dict[str, Any]]]) -> None:
+    """A database as an older program left it, with rows by table. Timestamps are what that program wrote."""
     settings.home.mkdir()
     config = module._config()
     engine = create_engine(f"sqlite:///{file_of(settings)}")
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
-        connection.execute(
-            text(
-                "INSERT INTO replicas (id, state, socket, epoch, self_test, revision) "
-                "VALUES ('engine-0', 'ready', '/run/e.sock', '1', 'passed', 3)"
-            )
-        )
+        command.upgrade(config, revision)
+        old = MetaData()
+        old.reflect(connection)
+        for name, several in rows.items():
+            for row in several:
+                connection.execute(insert(old.tables[name]).values(row))
     engine.dispose()
+
+
+async def test_what_was_tried_and_what_was_forced_is_known_after_an_upgrade(settings: Settings) -> None:
+    at = datetime(2026, 11, 1, tzinfo=UTC)
+    made = {"project_id": "p", "created_at": at, "created_by": "a"}
+    version = made | {"adapter": "s", "base_model": "base", "base_digest": "b", "manifest_digest": "m", "rank": 8}
+    version |= {"size_bytes": 1, "state": "verified"}
+    route = made | {"revision": 7, "salt": "x", "previous": "base", "gates": [], "updated_at": at, "updated_by": "a"}
+    shares = {"s@1": 5, "s@2": 85, "s@3": 5, "base": 5}
+    split = [{"target": target, "weight": weight} for target, weight in shares.items()]
+    moved = {"project_id": "p", "at": at, "actor": "a", "action": "route.promote", "subject": "s"}
+    rows: dict[str, list[dict[str, Any]]] = {
+        "adapter_versions": [
+            version | {"id": f"v{n}", "version": n, "digest": f"d{n}", "promoted_at": at if n < 3 else None}
+            for n in (1, 2, 3)
+        ],
+        "routes": [
+            route | {"name": "s", "stable": "s@2", "variants": split},
+            route | {"name": "t", "stable": "base", "variants": [{"target": "base", "weight": 100}]},
+        ],
+        "audit": [
+            moved | {"id": "1", "after": {"stable": "s@1"}},
+            moved | {"id": "2", "after": {"stable": "s@2", "force": True}},
+        ],
+    }
+    make_old(settings, "0002", rows)
+
+    await migrate(settings)
+
+    database = Database(settings.database)
+    async with database.read() as reading:
+        tried, whole = [await get_route(reading, name, project_id="p") for name in ("s", "t")]
+        gated = (await reading.execute(select(adapter_versions.c.version, adapter_versions.c.gated_at))).all()
+    await database.close()
+    assert tried.trial == Trial(arms=("s@3",), against="s@2", since_revision=7)
+    assert (whole.trial, whole.last_move) == (None, None)
+    assert [version for version, moment in gated if moment is not None] == [1]
+
+
+async def test_a_replica_of_the_first_schema_is_kept_and_has_not_failed(settings: Settings) -> None:
+    replica = {"id": "engine-0", "state": "ready", "socket": "/e.sock", "epoch": "1", "self_test": "passed"}
+    make_old(settings, "0001", {"replicas": [replica | {"revision": 3}]})
 
     await migrate(settings)
 

@@ -29,6 +29,7 @@ from tests.rollouts_world import (
     promote,
     promoted,
     roll_back,
+    split,
 )
 
 
@@ -100,7 +101,7 @@ async def test_a_promotion_that_passed_no_gate_would_be_seen(
     async def unguarded(*arguments: object, **options: object) -> None:
         return None
 
-    monkeypatch.setattr(promotion, "_check_gates", unguarded)
+    monkeypatch.setattr(promotion, "check_gates", unguarded)
 
     with pytest.raises((AssertionError, KeyError)):
         await test_only_passed_is_passed(stack, admin, "failed")
@@ -212,8 +213,12 @@ async def test_rollback_waits_for_no_load_and_says_when_one_is_needed(stack: Sta
     await stack.unload(first)
     calls = list(stack.engine.calls)
 
-    moved = (await roll_back(admin)).json()
+    unasked = await roll_back(admin)
+    untouched = await answering(stack)
+    moved = (await roll_back(admin, accept_load=True)).json()
 
+    assert code(unasked) == (409, "needs_load")
+    assert untouched == "support@2"
     assert (moved["moved_to"], moved["needs_load"]) == ("support@1", True)
     assert stack.engine.calls == calls, "it moved while nothing was loaded"
     async with stack.client("inference") as client:
@@ -229,9 +234,9 @@ async def test_a_rollback_that_waited_for_a_load_would_be_seen(
         for version in versions:
             if version.name == target:
                 await conditions.check_resident(connection, version)
-        return True
+        return False
 
-    monkeypatch.setattr(promotion, "is_answerable", waiting)
+    monkeypatch.setattr(promotion, "needs_load", waiting)
 
     with pytest.raises((AssertionError, KeyError)):
         await test_rollback_waits_for_no_load_and_says_when_one_is_needed(stack, admin)
@@ -241,8 +246,8 @@ async def test_a_rollback_that_waited_for_a_load_would_be_seen(
 async def test_rolling_back_twice_and_on_to_base(stack: Stack, admin: httpx.AsyncClient) -> None:
     await promoted(stack, admin, 1, 2, 3)
     seen = []
-    for _ in range(3):
-        assert (await roll_back(admin)).status_code == 200
+    for is_second in (False, True, True):
+        assert (await roll_back(admin, further=is_second)).status_code == 200
         seen.append((await pointers(admin), await answering(stack)))
 
     assert seen == [
@@ -263,8 +268,9 @@ async def test_of_two_rollbacks_at_once_one_wins(stack: Stack, admin: httpx.Asyn
         await until(lambda: stack.gateway.lifecycle.in_flight == 6)
     answers = await asyncio.gather(*asking)
 
-    assert sorted(answer.status_code for answer in answers) == [200, 409, 409, 409, 409, 409]
-    assert {code(answer)[1] for answer in answers if answer.status_code == 409} == {"route_moved"}
+    assert [answer.status_code for answer in answers] == [200] * 6
+    assert sorted(answer.json()["repeated"] for answer in answers) == [False, True, True, True, True, True]
+    assert {answer.json()["moved_to"] for answer in answers} == {"support@2"}
     assert await pointers(admin) == ("support@2", "support@1")
     assert len(await audited(stack, "route.rollback")) == 1
 
@@ -274,8 +280,11 @@ async def test_of_two_rollbacks_of_one_revision_one_wins(stack: Stack, admin: ht
     seen = stack.gateway.table.current.routes["support"].revision
 
     found = [await roll_back(admin, expected_revision=seen) for _ in range(3)]
+    other = await roll_back(admin, expected_revision=seen, to="support@1")
 
-    assert [answer.status_code for answer in found] == [200, 409, 409]
+    assert [answer.status_code for answer in found] == [200, 200, 200]
+    assert [answer.json()["repeated"] for answer in found] == [False, True, True]
+    assert code(other) == (409, "route_moved")
     assert await pointers(admin) == ("support@2", "support@1")
 
 
@@ -290,7 +299,20 @@ async def test_a_rollback_not_bound_to_what_it_saw_would_be_seen(
 
     monkeypatch.setattr(promotion, "_held", unbound)
 
-    with pytest.raises(AssertionError):
+    with pytest.raises((AssertionError, KeyError)):
+        await test_of_two_rollbacks_of_one_revision_one_wins(stack, admin)
+
+
+@pytest.mark.mutant(7)
+async def test_a_rollback_that_did_not_know_its_repeats_would_be_seen(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forgetful(*arguments: object) -> None:
+        return None
+
+    monkeypatch.setattr(promotion, "first_answer", forgetful)
+
+    with pytest.raises((AssertionError, KeyError)):
         await test_of_two_rollbacks_at_once_one_wins(stack, admin)
 
 
@@ -309,7 +331,7 @@ async def test_a_rollback_during_a_promote_leaves_one_of_the_two_whole(stack: St
         assert after == (last["route"]["stable"], last["route"]["previous"])
         assert await answering(stack) == after[0]
         assert after != before
-        assert (await roll_back(admin)).status_code == 200
+        assert (await roll_back(admin, further=True)).status_code == 200
         assert (await promote(admin, "support@2", **FORCED)).status_code in (200, 409)
 
 
@@ -318,8 +340,14 @@ async def test_a_version_that_was_rolled_back_returns_by_force_only(stack: Stack
     await roll_back(admin)
 
     assert code(await promote(admin, "support@2")) == (422, "rolled_back")
-    split = {"variants": [{"target": "support@2", "weight": 5}, {"target": "support@1", "weight": 95}]}
-    assert code(await admin.put("/api/routes/support/variants", json=split)) == (422, "rolled_back")
+    arms = [{"target": "support@2", "weight": 5}, {"target": "support@1", "weight": 95}]
+    assert code(await split(admin, arms)) == (422, "rolled_back")
+    assert (await split(admin, arms, **FORCED)).status_code == 200
+    more = [{"target": "support@2", "weight": 6}, {"target": "support@1", "weight": 94}]
+    less = [{"target": "support@2", "weight": 1}, {"target": "support@1", "weight": 99}]
+    assert code(await split(admin, more)) == (422, "rolled_back")
+    assert (await split(admin, less)).status_code == 200
+    assert code(await promote(admin, "support@2")) == (422, "rolled_back")
     assert (await promote(admin, "support@2", **FORCED)).status_code == 200
 
     rows = {row.version: row for row in await stack.rows(tables.adapter_versions)}

@@ -110,12 +110,21 @@ async def test_a_suite_that_is_gone_stops_neither_force_nor_a_step_back(stack: S
     assert [answer.status_code for answer in (forced, less, promotion_forced)] == [200, 200, 200]
 
 
-async def test_what_was_stable_once_may_be_a_control_without_gates(stack: Stack, admin: httpx.AsyncClient) -> None:
-    await promoted(stack, admin, 1, 2)
+@pytest.mark.invariant(6)
+async def test_what_became_stable_by_its_gates_gets_a_share_again_without_them(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    gated = await stack.add_version("support", 1)
+    await admin.put("/api/routes/support/gates", json={"suites": ["target"]})
+    await stack.add_verdict(gated, "target", "passed", suite_digest=await current_digest(stack, "target"))
+    assert (await promote(admin, "support@1")).status_code == 200
+    await promoted(stack, admin, 2, 3)
 
-    done = await split(admin, [{"target": "support@1", "weight": 10}, {"target": "support@2", "weight": 90}])
+    by_gate = await split(admin, [{"target": "support@1", "weight": 10}, {"target": "support@3", "weight": 90}])
+    by_force = await split(admin, [{"target": "support@2", "weight": 10}, {"target": "support@3", "weight": 90}])
 
-    assert done.status_code == 200
+    assert by_gate.status_code == 200
+    assert code(by_force) == (422, "gate_missing")
 
 
 @pytest.mark.mutant(6)
@@ -125,7 +134,7 @@ async def test_a_share_without_gates_would_be_seen(
     async def unguarded(*arguments: object, **options: object) -> None:
         return None
 
-    monkeypatch.setattr(promotion, "_check_gates", unguarded)
+    monkeypatch.setattr(promotion, "check_gates", unguarded)
 
     with pytest.raises((AssertionError, KeyError)):
         await test_a_version_gets_a_larger_share_only_by_its_gates(stack, admin)
@@ -141,12 +150,14 @@ async def test_a_rollback_takes_back_what_a_split_tries_then_what_was_promoted(
     assert (await split(admin, arms, **FORCED)).status_code == 200
 
     first = (await roll_back(admin)).json()
-    again = await split(admin, arms, **FORCED)
-    second = (await roll_back(admin)).json()
+    again = await split(admin, arms)
+    pressed_twice = await roll_back(admin)
+    second = (await roll_back(admin, further=True)).json()
 
     assert (first["moved_from"], first["moved_to"], first["route"]["stable"]) == ("support@2", "support@1", "support@1")
     assert first["route"]["variants"] == [{"target": "support@1", "weight": 100}]
     assert code(again) == (422, "rolled_back")
+    assert code(pressed_twice) == (409, "already_rolled_back")
     assert (second["moved_from"], second["moved_to"]) == ("support@1", BASE)
 
 
@@ -159,3 +170,74 @@ async def test_a_rollback_ends_a_split_over_base(stack: Stack, admin: httpx.Asyn
 
     assert (moved["moved_from"], moved["moved_to"], moved["needs_load"]) == ("support@1", BASE, False)
     assert code(await roll_back(admin)) == (409, "nothing_to_roll_back")
+
+
+async def test_a_route_says_what_it_tries_since_when_and_against_what(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1)
+    await stack.add_version("support", 2)
+    arms = [
+        {"target": "support@1", "weight": 80},
+        {"target": "support@2", "weight": 10},
+        {"target": BASE, "weight": 10},
+    ]
+
+    every_arm = (await split(admin, arms, **FORCED)).json()
+    named = (await split(admin, arms, tries=["support@2"], **FORCED)).json()
+    same = (await split(admin, [arms[0] | {"weight": 50}, *arms[1:]], tries=["support@2"], **FORCED)).json()
+    none = (await split(admin, arms, tries=[], **FORCED)).json()
+
+    assert every_arm["trial"] == {"arms": ["support@2", BASE], "against": "support@1", "since_revision": 3}
+    assert named["trial"] == {"arms": ["support@2"], "against": "support@1", "since_revision": 4}
+    assert same["trial"] == named["trial"]
+    assert none["trial"] is None
+    assert (none["before"]["trial"], none["before"]["revision"]) == (named["trial"], same["revision"])
+    assert (none["last_move"]["action"], none["last_move"]["by"]) == ("split", "key:admin")
+    assert code(await split(admin, arms, tries=["support@1"], **FORCED)) == (400, "trial_of_stable")
+    assert code(await split(admin, arms, tries=["support@9"], **FORCED)) == (400, "trial_without_share")
+
+
+@pytest.mark.invariant(7)
+async def test_a_bad_stable_goes_and_the_innocent_newer_version_stays_unmarked(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    await promoted(stack, admin, 2, 3)
+    await stack.add_version("support", 4)
+    arms = [{"target": "support@3", "weight": 90}, {"target": "support@4", "weight": 10}]
+    await split(admin, arms, **FORCED)
+
+    shown = (await roll_back(admin, dry_run=True)).json()
+    moved = (await roll_back(admin, to="support@previous")).json()
+
+    assert (shown["dry_run"], shown["moved_from"], shown["moved_to"]) == (True, "support@4", "support@3")
+    assert (moved["moved_from"], moved["moved_to"], moved["marked"]) == ("support@3", "support@2", ["support@3"])
+    assert moved["route"]["trial"] is None
+    assert await split(admin, [{"target": "support@2", "weight": 9}, {"target": "support@4", "weight": 1}], **FORCED)
+
+
+async def test_a_dry_run_moves_nothing_and_shows_before_and_after(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2)
+    before = (await admin.get("/api/routes/support")).json()
+    arms = [{"target": "support@1", "weight": 1}, {"target": "support@2", "weight": 1}]
+
+    shown = [
+        (await roll_back(admin, dry_run=True)).json(),
+        (await promote(admin, "support@1", dry_run=True, **FORCED)).json(),
+        (await split(admin, arms, dry_run=True, **FORCED)).json(),
+    ]
+
+    assert [each["dry_run"] for each in shown] == [True, True, True]
+    assert [each["before"] for each in shown] == [before, before, before]
+    assert [each["route"]["stable"] for each in shown[:2]] == ["support@1", "support@1"]
+    assert shown[2]["variants"] == arms
+    assert (await admin.get("/api/routes/support")).json() == before
+    assert await audited(stack, "route.rollback") == []
+    assert code(await promote(admin, "support@9", dry_run=True, **FORCED)) == (400, "not_a_version")
+
+
+async def test_base_beside_stable_is_a_trial_that_a_rollback_ends(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1)
+    await split(admin, [{"target": "support@1", "weight": 50}, {"target": BASE, "weight": 50}])
+
+    moved = (await roll_back(admin)).json()
+
+    assert (moved["moved_from"], moved["moved_to"], moved["marked"]) == (BASE, "support@1", [])

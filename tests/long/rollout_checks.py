@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.database import Database, sqlite_file
-from gateway.rollouts.promotion import Moved
+from gateway.rollouts.models import Moved, RouteMoved
 from gateway.settings import Settings
 
 from .rollout_model import BASE, Move, Route, World
@@ -47,15 +47,17 @@ class Checked:
         row = self.reader.execute("SELECT * FROM routes WHERE name = ?", (route.name,)).fetchone()
         variants = tuple((each["target"], each["weight"]) for each in json.loads(row["variants"]))
         gates = tuple(json.loads(row["gates"]))
-        found: tuple[Any, ...] = (row["stable"], row["previous"], row["candidate"], variants, gates, row["revision"])
-        wanted = (route.stable, route.previous, route.candidate, route.variants, route.gates, route.revision)
+        tried = tuple(json.loads(row["trial"])["arms"]) if row["trial"] else ()
+        found: tuple[Any, ...] = (row["stable"], row["previous"], row["candidate"], variants, tried, gates)
+        wanted = (route.stable, route.previous, route.candidate, route.variants, route.tried, route.gates)
+        found, wanted = (*found, row["revision"]), (*wanted, route.revision)
         if found != wanted:
             return f"route {route.name} is {found}; the model says {wanted}"
         for version in self._versions(route.name):
             known = route.versions[f"{route.name}@{version['version']}"]
-            marks = (version["promoted_at"] is not None, version["rolled_back_at"] is not None)
-            if marks != (known.was_stable, known.is_marked):
-                return f"{route.name}@{known.number} is (promoted, marked) {marks}; the model says {known}"
+            marks = tuple(version[name] is not None for name in ("promoted_at", "gated_at", "rolled_back_at"))
+            if marks != (known.was_stable, known.was_gated, known.is_marked):
+                return f"{route.name}@{known.number} is (promoted, gated, marked) {marks}; the model says {known}"
         moves = self.reader.execute(
             "SELECT count(*) FROM audit WHERE subject = ? AND action != 'route.create'", (route.name,)
         ).fetchone()[0]
@@ -73,10 +75,14 @@ class Checked:
             raise Disagreement(f"{route.name} points at a version that was rolled back: {dict(row)}")
         if sum(each["weight"] for each in variants) != 100:
             raise Disagreement(f"the shares of {route.name} are {variants}")
+        if not set(json.loads(row["trial"] or '{"arms": []}')["arms"]) <= {
+            v["target"] for v in variants if v["weight"]
+        }:
+            raise Disagreement(f"{route.name} tries what has no share: {dict(row)}")
         if row["stable"] == row["previous"] != BASE:
             raise Disagreement(f"{route.name} would roll back to where it is: {row['stable']}")
 
-    def check_answer(self, move: Move, moved: Moved | None, left: str) -> None:
+    def check_answer(self, move: Move, moved: Moved | RouteMoved | None, left: str) -> None:
         """The answer, and the audit row that came with it."""
         route = self.model.routes[move.route]
         rows = self.reader.execute("SELECT * FROM audit WHERE subject = ?", (route.name,)).fetchall()
@@ -89,7 +95,7 @@ class Checked:
         wanted = (move.action, f"key:{ACTORS[0]}", move.reason, getattr(move, "force", False))
         if told != wanted or before["revision"] + 1 != after["revision"] or after["stable"] != route.stable:
             raise Disagreement(f"{move} is recorded as {dict(entry)}")
-        if moved is None:
+        if not isinstance(moved, Moved):
             return
         told_left = ", ".join(sorted(moved.moved_from.split(", ")))
         if (told_left, moved.moved_to, moved.revision) != (left, route.stable, route.revision):

@@ -32,6 +32,11 @@ class Promote(MoveBase):
     force: bool = False
     action: Action = "route.promote"
 
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What makes another call the same."""
+        return self.action, self.target
+
 
 @dataclass(frozen=True)
 class Rollback(MoveBase):
@@ -39,7 +44,14 @@ class Rollback(MoveBase):
 
     to: str | None = None
     force: bool = False
+    further: bool = False
+    accept_load: bool = False
     action: Action = "route.rollback"
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What makes another call the same."""
+        return self.action, self.to
 
 
 @dataclass(frozen=True)
@@ -48,7 +60,13 @@ class SetVariants(MoveBase):
 
     variants: tuple[tuple[str, int], ...] = ()
     force: bool = False
+    tries: tuple[str, ...] | None = None
     action: Action = "route.set_variants"
+
+    @property
+    def asked(self) -> tuple[object, ...]:
+        """What makes another call the same."""
+        return self.action, self.variants, self.tries
 
 
 @dataclass(frozen=True)
@@ -78,6 +96,7 @@ class Version:
     digest: str
     state: str = "received"
     was_stable: bool = False
+    was_gated: bool = False
     is_marked: bool = False
 
 
@@ -91,6 +110,9 @@ class Route:
     previous: str = BASE
     candidate: str | None = None
     variants: tuple[tuple[str, int], ...] = ((BASE, 100),)
+    tried: tuple[str, ...] = ()
+    last: str = ""  # the last action that moved traffic
+    asked: dict[int, tuple[object, ...]] = field(default_factory=dict)  # what was done on which revision
     gates: tuple[str, ...] = ()
     revision: int = 1
     moves: int = 0
@@ -102,12 +124,13 @@ class Route:
         version = self.versions[name]
         return version.was_stable and version.state == "verified" and not version.is_marked
 
-    @property
-    def tried(self) -> list[str]:
-        """Arms with a share that came after stable, or never were it."""
-        number = 0 if self.stable == BASE else self.versions[self.stable].number
-        arms = [target for target, weight in self.variants if weight and target not in (BASE, self.stable)]
-        return [arm for arm in arms if self.versions[arm].number > number or not self.versions[arm].was_stable]
+    def goes_to(self, move: Rollback) -> str:
+        """Where a rollback that is not refused leads."""
+        if self.only_withdraws(move):
+            return self.stable
+        if move.to is not None or self.may_return_to(self.previous):
+            return move.to or self.previous
+        return self.older(self.previous, leaving=[self.stable])
 
     def only_withdraws(self, move: Rollback) -> bool:
         """Whether what a rollback takes back is a trial, and stable stays."""
@@ -145,13 +168,22 @@ class World:
 
     def is_held(self, target: str) -> bool:
         """Whether every ready engine answers it."""
-        return target == BASE or all((name, target) in self.held for name, is_ready in self.ready.items() if is_ready)
+        ready = [name for name, is_ready in self.ready.items() if is_ready]
+        return target == BASE or (bool(ready) and all((name, target) in self.held for name in ready))
 
     # ---- May it?
+
+    def is_repeat(self, move: Move) -> bool:
+        """Whether the same was asked of that revision and done: then it is answered as it was, and nothing moves."""
+        if isinstance(move, SetCandidate | SetGates) or move.expected is None:
+            return False
+        return self.routes[move.route].asked.get(move.expected) == move.asked
 
     def refusals(self, move: Move) -> set[str]:
         """Every reason to refuse the move now; none: it must be done."""
         route = self.routes[move.route]
+        if self.is_repeat(move):
+            return {"reason_required"} if getattr(move, "force", False) and not move.reason else set()
         found = {"route_moved"} if move.expected not in (None, route.revision) else set()
         match move:
             case Promote():
@@ -179,11 +211,13 @@ class World:
 
     def _against_rollback(self, route: Route, move: Rollback) -> set[str]:
         found = {"reason_required"} if move.force and not move.reason else set()
-        if route.only_withdraws(move):
-            return found
-        if route.stable == BASE:
+        if move.to is None and route.last == "route.rollback" and not move.further:
+            found |= {"already_rolled_back"}
+        if route.stable == BASE and not route.only_withdraws(move):
             return found | {"nothing_to_roll_back"}
-        if move.to is None or move.to == BASE:
+        if not (move.accept_load or self.is_held(route.goes_to(move))):
+            found |= {"needs_load"} if any(self.ready.values()) else set()
+        if route.only_withdraws(move) or move.to is None or move.to == BASE:
             return found
         if move.to == route.stable:
             return found | {"already_stable"}
@@ -199,19 +233,24 @@ class World:
         found = {"duplicate_variant"} if len(set(targets)) < len(targets) else set()
         found |= set() if any(weight for _, weight in move.variants) else {"no_weight"}
         found |= {"reason_required"} if move.force and not move.reason else set()
+        found |= {"trial_of_stable"} if route.stable in (move.tries or ()) else set()
+        has_share = {target for target, weight in move.variants if weight}
+        found |= set() if set(move.tries or ()) <= has_share | {route.stable} else {"trial_without_share"}
         for target, weight in move.variants:
             if target == BASE:
                 continue
             found |= self._against_version(route, target)
-            if target in route.versions:
-                found |= {"rolled_back"} if route.versions[target].is_marked else set()
-                found |= self._against_more(route, target, force=move.force) if weight > route.share(target) else set()
+            if target in route.versions and weight > route.share(target):
+                found |= self._against_more(route, target, force=move.force)
         return found
 
     def _against_more(self, route: Route, target: str, *, force: bool) -> set[str]:
-        """To take share away is never refused; more of it needs what a promotion needs."""
+        """To take share away is never refused, nor to give it back to stable; more needs what a promotion needs."""
         found, version = self._against_share(target), route.versions[target]
-        return found if force or version.was_stable else found | self._against_gates(route, version)
+        if force or target == route.stable:
+            return found
+        found |= {"rolled_back"} if version.is_marked else set()
+        return found if version.was_gated else found | self._against_gates(route, version)
 
     def _against_version(self, route: Route, target: str) -> set[str]:
         if target not in route.versions:
@@ -238,12 +277,16 @@ class World:
     def apply(self, move: Move) -> str:
         """Make a move that nothing speaks against; what it left."""
         route = self.routes[move.route]
+        if not isinstance(move, SetCandidate | SetGates):
+            route.asked[route.revision] = move.asked
+            route.last = move.action
         route.revision += 1
         route.moves += 1
         left = route.stable
         match move:
             case Promote():
                 target = move.target or route.candidate or ""
+                route.versions[target].was_gated |= not move.force
                 route.previous, route.stable = route.stable, target
                 route.candidate = None if route.candidate == target else route.candidate
                 self._arrive(route, target)
@@ -254,6 +297,8 @@ class World:
                 self._roll_back(route, move)
             case SetVariants():
                 route.variants = move.variants
+                arms = tuple(target for target, weight in move.variants if weight and target != route.stable)
+                route.tried = arms if move.tries is None else move.tries
             case SetCandidate():
                 route.candidate = move.target
             case SetGates():
@@ -261,17 +306,16 @@ class World:
         return left
 
     def _withdraw(self, route: Route) -> None:
-        tried = route.tried
+        tried = list(route.tried)
         self._mark(route, tried)
         if route.previous in tried:  # else a rollback would have nowhere to go that it says
             route.previous = route.older(route.previous, leaving=[route.stable])
         self._arrive(route, route.stable)
 
     def _roll_back(self, route: Route, move: Rollback) -> None:
-        target = move.to or route.previous
-        if move.to is None and not route.may_return_to(target):
-            target = route.older(target, leaving=[route.stable])
-        left = [name for name in (route.stable, *route.tried) if name != target]
+        target = route.goes_to(move)
+        tried = route.tried if move.to is None else ()
+        left = [name for name in (route.stable, *tried) if name != target]
         self._mark(route, [*left])
         route.candidate = None if route.candidate == target else route.candidate
         route.stable, route.previous = target, route.older(target, leaving=left)
@@ -279,11 +323,12 @@ class World:
 
     def _mark(self, route: Route, left: list[str]) -> None:
         for name in left:
-            route.versions[name].is_marked = True
+            if name != BASE:
+                route.versions[name].is_marked = True
         route.candidate = None if route.candidate in left else route.candidate
 
     def _arrive(self, route: Route, target: str) -> None:
-        route.variants = ((target, 100),)
+        route.variants, route.tried = ((target, 100),), ()
         if target == BASE:
             return
         route.versions[target].was_stable, route.versions[target].is_marked = True, False

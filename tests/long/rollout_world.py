@@ -21,7 +21,8 @@ from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
 from gateway.errors import GatewayError
 from gateway.jobs.suites import Suites
 from gateway.keys import Principal
-from gateway.rollouts.promotion import Moved, Promotions
+from gateway.rollouts.models import Moved, RouteMoved
+from gateway.rollouts.promotion import Promotions
 from gateway.routing.models import Variant
 from gateway.routing.store import create_route_for
 from gateway.settings import Settings
@@ -84,7 +85,7 @@ class Simulation(Checked):
     async def step(self) -> None:
         """One thing that happens."""
         kinds = {"move": 52, "race": 12, "repeat": 5, "publish": 4, "judge": 9, "residency": 8, "replica": 5}
-        kinds |= {"state": 4, "suite": 1, "gated": 8, "trial": 6}
+        kinds |= {"state": 4, "suite": 1, "gated": 8, "trial": 6, "strand": 4}
         kind = self.random.choices(list(kinds), list(kinds.values()))[0]
         self.done[kind] += 1
         try:
@@ -114,12 +115,28 @@ class Simulation(Checked):
         route = self.model.routes[self.random.choice(ROUTES)]
         await self._moved(SetVariants(route.name, None, "because", self._any_split(route), force=True))
         if self.random.random() < 0.5:
-            await self._moved(Rollback(route.name))
+            await self._moved(Rollback(route.name, accept_load=True))
+
+    async def _strand(self) -> None:
+        """Two promotions by force, and a rollback to what no engine holds any more."""
+        route = self.model.routes[self.random.choice(ROUTES)]
+        fit = [name for name, each in route.versions.items() if each.state == "verified" and self.model.is_held(name)]
+        for name in self.random.sample(fit, min(2, len(fit))):
+            if name != route.stable:
+                await self._moved(Promote(route.name, None, "because", name, force=True))
+        back = Rollback(route.name, further=True)
+        if route.goes_to(back) == BASE:
+            return
+        await self._set_residency(self.random.choice(REPLICAS), route.goes_to(back), "gone")
+        await self._moved(back)
 
     async def _moved(self, move: Move) -> None:
         code, moved = await perform(self.movers[0], move, ACTORS[0])
         self.log.append(f"{move} -> {code or 'done'}")
         refusals = self.model.refusals(move)
+        if self.model.is_repeat(move):
+            self._check_repeat(move, code, moved)
+            return
         self.done["refused" if code else move.action] += 1
         self.done["unforced promotions"] += isinstance(move, Promote) and code is None and not move.force
         if not _fits(refusals, code):
@@ -132,13 +149,23 @@ class Simulation(Checked):
             self.check_answer(move, moved, left)
 
     async def _repeat(self) -> None:
-        """The same call a second time, as a client does that lost the answer: refused, and nothing moves."""
+        """The same call a second time, as a client does that lost the answer: a move is answered as it was, and made once."""
         if self.last_move is None:
             return
-        code, _ = await perform(self.movers[1], self.last_move, ACTORS[1])
+        code, moved = await perform(self.movers[1], self.last_move, ACTORS[1])
         self.log.append(f"again {self.last_move} -> {code or 'done'}")
-        if code is None:
-            raise Disagreement(f"{self.last_move} was done twice")
+        if isinstance(self.last_move, SetCandidate | SetGates):
+            if code != "route_moved":
+                raise Disagreement(f"{self.last_move} was done twice")
+            return
+        self._check_repeat(self.last_move, code, moved)
+
+    def _check_repeat(self, move: Move, code: str | None, moved: Moved | RouteMoved | None) -> None:
+        self.done["repeats"] += 1
+        if not _fits(self.model.refusals(move), code):
+            raise Disagreement(f"the repeat of {move} came to {code or 'done'}")
+        if code is None and (moved is None or not moved.repeated or moved.before.revision != move.expected):
+            raise Disagreement(f"{move} was answered as a new one: {moved}")
 
     async def _race(self) -> None:
         """Two movers at once, mostly with the same revision in mind: as if one had come after the other."""
@@ -149,7 +176,8 @@ class Simulation(Checked):
             first, second = replace(first, expected=seen), replace(second, expected=seen)
         moves = (first, second)
         asked = [perform(mover, move, actor) for mover, move, actor in zip(self.movers, moves, ACTORS, strict=True)]
-        codes = [code for code, _ in await asyncio.gather(*asked)]
+        answers = await asyncio.gather(*asked)
+        codes = ["repeated" if moved is not None and moved.repeated else code for code, moved in answers]
         self.log.append(f"at once {moves} -> {codes}")
         self.done["both moved" if codes == [None, None] else "one moved" if None in codes else "none moved"] += 1
         if first.expected is not None and codes == [None, None] and first.expected == second.expected:
@@ -164,6 +192,11 @@ class Simulation(Checked):
         has_moved = False
         for place in order:
             move, code = moves[place], codes[place]
+            if code == "repeated":
+                # Of a revision that is gone; one that names none had looked before the other, the same, moved.
+                if world.is_repeat(move) or (has_moved and _asked(moves[0]) == _asked(moves[1])):
+                    continue
+                return None
             refusals = world.refusals(move)
             if has_moved and code == "route_moved" and not isinstance(move, SetCandidate | SetGates):
                 continue  # it had looked before the other moved
@@ -186,10 +219,13 @@ class Simulation(Checked):
                 return Promote(route.name, expected, _stripped(reason), target, is_forced)
             case "Rollback":
                 to = self._any_target(route) if self.random.random() < 0.35 else None
-                return Rollback(route.name, expected, _stripped(reason), to, self.random.random() < 0.3)
+                force, further, accept = (self.random.random() < chance for chance in (0.3, 0.5, 0.5))
+                return Rollback(route.name, expected, _stripped(reason), to, force, further, accept)
             case "SetVariants":
                 is_forced = self.random.random() < 0.5
-                return SetVariants(route.name, expected, _stripped(reason), self._any_split(route), is_forced)
+                wanted = self._any_split(route)
+                tries = self.random.choices([None, (), (wanted[0][0],), (route.stable,)], [60, 12, 24, 4])[0]
+                return SetVariants(route.name, expected, _stripped(reason), wanted, is_forced, tries)
             case "SetCandidate":
                 target = None if self.random.random() < 0.2 else self._any_target(route)
                 return SetCandidate(route.name, expected, _stripped(reason), target)
@@ -312,6 +348,10 @@ class Simulation(Checked):
             await bump_revision(connection)
 
 
+def _asked(move: Move) -> tuple[object, ...] | None:
+    return None if isinstance(move, SetCandidate | SetGates) else move.asked
+
+
 def _fits(refusals: set[str], code: str | None) -> bool:
     return not refusals if code is None else code in refusals
 
@@ -320,7 +360,7 @@ def _stripped(reason: str | None) -> str | None:
     return (reason or "").strip() or None
 
 
-async def perform(mover: Promotions, move: Move, actor: str) -> tuple[str | None, Moved | None]:
+async def perform(mover: Promotions, move: Move, actor: str) -> tuple[str | None, Moved | RouteMoved | None]:
     """Ask the real code; the code of its refusal, or None and its answer."""
     principal = Principal(f"key-{actor}", actor, DEFAULT_PROJECT, frozenset({"admin"}))
     common: dict[str, Any] = {"expected_revision": move.expected, "reason": move.reason, "principal": principal}
@@ -329,10 +369,15 @@ async def perform(mover: Promotions, move: Move, actor: str) -> tuple[str | None
             case Promote():
                 return None, await mover.promote(move.route, move.target, force=move.force, **common)
             case Rollback():
-                return None, await mover.rollback(move.route, to=move.to, force=move.force, **common)
+                consents: dict[str, Any] = {
+                    "force": move.force,
+                    "further": move.further,
+                    "accept_load": move.accept_load,
+                }
+                return None, await mover.rollback(move.route, to=move.to, **consents, **common)
             case SetVariants():
                 wanted = [Variant(target=target, weight=weight) for target, weight in move.variants]
-                await mover.set_variants(move.route, wanted, force=move.force, **common)
+                return None, await mover.set_variants(move.route, wanted, tries=move.tries, force=move.force, **common)
             case SetCandidate():
                 await mover.set_candidate(move.route, move.target, **common)
             case SetGates():

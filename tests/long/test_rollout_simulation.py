@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.rollouts import pointers, promotion
+from gateway.rollouts import decided, pointers, promotion
 
 from .rollout_checks import Disagreement
 from .rollout_world import a_simulation
@@ -29,6 +29,7 @@ HAPPENS = (
     "route.set_variants",
     "unforced promotions",
     "trials withdrawn",
+    "repeats",
     "one moved",
 )
 
@@ -71,7 +72,7 @@ def _without_residency(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_gates(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(promotion, "_check_gates", _nothing)
+    patch.setattr(promotion, "check_gates", _nothing)
 
 
 def _without_marks(patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +107,24 @@ def _without_verification(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_withdrawal(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(pointers, "challengers", lambda held, arms, versions: ())
+    patch.setattr(decided, "tried_by", lambda stable, arms, said: ())
+
+
+def _without_memory_of_answers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(promotion, "first_answer", _nothing)
+
+
+def _without_a_second_thought(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(promotion, "check_goes_no_further", lambda *arguments, **options: None)
+
+
+def _without_looking_whether_it_is_loaded(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(promotion, "check_strands_nobody", _nothing)
+
+
+def _forced_counts_as_gated(patch: pytest.MonkeyPatch) -> None:
+    real = decided.promoted
+    patch.setattr(promotion, "promoted", lambda held, move, mover, *, is_gated: real(held, move, mover, is_gated=True))
 
 
 GUARDS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
@@ -117,6 +135,10 @@ GUARDS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "audit": _without_audit,
     "way back": _back_to_what_was_rolled_back,
     "withdrawal": _without_withdrawal,
+    "repeats": _without_memory_of_answers,
+    "second step": _without_a_second_thought,
+    "load": _without_looking_whether_it_is_loaded,
+    "forced is not gated": _forced_counts_as_gated,
     "verification": _without_verification,
 }
 

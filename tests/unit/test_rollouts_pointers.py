@@ -22,7 +22,6 @@ class History:
 
     def __init__(self, versions: int = 4) -> None:
         self.pointers = START
-        self.arms: tuple[str, ...] = ()
         self.past = [
             Past(name=f"s@{number}", version=number, was_stable=False, is_rolled_back=False)
             for number in range(1, versions + 1)
@@ -32,10 +31,10 @@ class History:
         return self._take(module.promote(self.pointers, target, self.past, force=force))
 
     def roll_back(self, to: str | None = None, *, force: bool = False) -> History:
-        return self._take(module.roll_back(self.pointers, self.past, to=to, force=force, arms=self.arms))
+        return self._take(module.roll_back(self.pointers, self.past, to=to, force=force))
 
-    def split(self, *arms: str) -> History:
-        self.arms = arms
+    def split(self, *arms: str, tries: tuple[str, ...] | None = None) -> History:
+        self.pointers = replace(self.pointers, tried=module.tried_by(self.pointers.stable, arms, tries))
         return self
 
     def quarantine(self, name: str) -> History:
@@ -43,7 +42,7 @@ class History:
         return self
 
     def _take(self, move: Move) -> History:
-        self.pointers, self.arms = move.pointers, (move.pointers.stable,)
+        self.pointers = move.pointers
         self.past = [
             replace(
                 past,
@@ -129,10 +128,46 @@ def test_a_rollback_of_a_split_over_base_ends_it() -> None:
 @pytest.mark.invariant(7)
 @pytest.mark.parametrize("controls", [(BASE,), ("s@1",), (BASE, "s@1")])
 def test_controls_in_a_split_are_not_what_a_rollback_takes_back(controls: tuple[str, ...]) -> None:
-    history = History().promote("s@1").promote("s@2").split("s@2", *controls).roll_back()
+    history = History().promote("s@1").promote("s@2")
+    alone, beside = history.split("s@2", *controls, tries=()).pointers, (*controls, "s@2", "s@3")
+
+    assert roll_back(alone, history.past, to=None, force=False).pointers.stable == "s@1"
+    history.split(*beside, tries=("s@3",)).roll_back()
+    assert history.shape == ("s@2", "s@1")
+    assert history.marked == {"s@3"}
+
+
+@pytest.mark.invariant(7)
+def test_base_is_tried_like_a_version_and_cannot_be_marked() -> None:
+    history = History().promote("s@1").promote("s@2").split("s@2", BASE).roll_back()
+
+    assert history.shape == ("s@2", "s@1")
+    assert history.marked == set()
+
+
+@pytest.mark.parametrize(("said", "code"), [(("s@1",), "trial_of_stable"), (("s@3",), "trial_without_share")])
+def test_a_trial_is_of_arms_with_a_share_beside_stable(said: tuple[str, ...], code: str) -> None:
+    with pytest.raises(Invalid) as caught:
+        module.tried_by("s@1", ("s@1", "s@2"), said)
+
+    assert caught.value.code == code
+
+
+@pytest.mark.invariant(7)
+def test_a_promotion_ends_the_trial() -> None:
+    history = History().promote("s@1").split("s@1", "s@2").promote("s@2").roll_back()
 
     assert history.shape == ("s@1", BASE)
     assert history.marked == {"s@2"}
+
+
+@pytest.mark.invariant(7)
+def test_a_named_way_back_past_a_trial_condemns_stable_and_not_what_was_tried() -> None:
+    history = History().promote("s@1").promote("s@2").promote("s@3").split("s@3", "s@4").roll_back(to="s@2")
+
+    assert history.shape == ("s@2", "s@1")
+    assert history.marked == {"s@3"}
+    assert history.pointers.tried == ()
 
 
 def test_an_older_version_that_was_never_stable_is_tried_like_a_new_one() -> None:
@@ -142,11 +177,11 @@ def test_an_older_version_that_was_never_stable_is_tried_like_a_new_one() -> Non
     assert history.marked == {"s@1"}
 
 
-def test_a_named_target_leaves_stable_and_what_is_tried() -> None:
+def test_a_named_target_leaves_stable_and_ends_the_trial() -> None:
     history = History().promote("s@1").promote("s@2").split("s@2", "s@3").roll_back(to=BASE)
 
     assert history.shape == (BASE, BASE)
-    assert history.marked == {"s@2", "s@3"}
+    assert history.marked == {"s@2"}
 
 
 @pytest.mark.invariant(7)
@@ -174,7 +209,7 @@ def test_a_split_over_a_stable_that_cannot_be_served_falls_back_further() -> Non
 def test_a_withdrawn_candidate_is_a_candidate_no_more() -> None:
     versions = History().past
 
-    move = roll_back(replace(START, candidate="s@2"), versions, to=None, force=False, arms=(BASE, "s@2"))
+    move = roll_back(replace(START, candidate="s@2", tried=("s@2",)), versions, to=None, force=False)
 
     assert move == Move(START, marks=("s@2",), withdrawn=("s@2",))
 
@@ -274,7 +309,7 @@ def moved(history: History, what: str, target: str | None, *, force: bool) -> No
         history.promote(target, force=force)
     elif what == "roll_back":
         history.roll_back(target, force=force)
-    elif target in {past.name for past in history.past} - history.marked:
+    elif target in {BASE} | {past.name for past in history.past} - history.marked:
         history.split(history.pointers.stable, str(target))
 
 
@@ -283,8 +318,8 @@ def moved(history: History, what: str, target: str | None, *, force: bool) -> No
 def test_whatever_the_history_the_way_back_is_sound(moves: list[tuple[str, str | None, bool]]) -> None:
     history = History()
     for what, target, force in moves:
-        before, marked, arms = history.pointers, history.marked, history.arms
-        tried = set(module.challengers(before, arms, history.past))
+        before, marked = history.pointers, history.marked
+        tried = set(before.tried)
         try:
             moved(history, what, target, force=force)
         except GatewayError:
@@ -292,11 +327,10 @@ def test_whatever_the_history_the_way_back_is_sound(moves: list[tuple[str, str |
             continue
         if what == "try":
             continue
-        assert history.arms == (history.pointers.stable,)
-        if what == "roll_back":
-            assert tried - {target} <= history.marked
+        assert history.pointers.tried == ()
         if what == "roll_back" and tried and target in (None, before.stable):
-            assert history.pointers == replace(before, previous=history.pointers.previous)
+            assert tried - {BASE} <= history.marked
+            assert history.pointers == replace(before, previous=history.pointers.previous, tried=())
             assert before.previous in (history.pointers.previous, *tried)
             assert not {before.stable, history.pointers.previous} & history.marked
             continue
@@ -314,7 +348,7 @@ def test_whatever_the_history_the_way_back_is_sound(moves: list[tuple[str, str |
         if what == "promote":
             assert previous == before.stable
         else:
-            assert before.stable in history.marked
+            assert history.marked - marked == {before.stable}
             if target is None:
                 assert stable == before.previous
 
@@ -338,7 +372,7 @@ def test_rolling_back_always_ends_at_base(moves: list[tuple[str, str | None, boo
 
 @pytest.mark.mutant(7)
 def test_a_rollback_that_moved_stable_during_a_split_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "challengers", lambda *_: ())
+    monkeypatch.setattr(module, "tried_by", lambda *_: ())
 
     with pytest.raises(AssertionError):
         test_a_rollback_withdraws_what_a_split_tries_and_leaves_stable_alone()
