@@ -5,20 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT
-from gateway.keys import ANONYMOUS
 from gateway.registry.models import VersionState
+from tests.cli_world import as_json, turnout, two_versions
 from tests.corpus import make_adapter
 from tests.fakes.stack import BASE, Stack
 
@@ -29,37 +26,6 @@ SUITE = "schema: 1\nname: nice\nchecks: []\n"
 async def stack(tmp_path: Path) -> AsyncIterator[Stack]:
     async with Stack(tmp_path) as running:
         yield running
-
-
-async def turnout(stack: Stack, *arguments: str, key: str | None = "admin") -> subprocess.CompletedProcess[str]:
-    """One command in a process of its own, as a user's shell starts it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("TURNOUT_")}
-    environment = kept | {"TURNOUT_URL": stack.url, "TURNOUT_HOME": str(stack.settings.home), "COLUMNS": "250"}
-    if key is not None:
-        environment["TURNOUT_API_KEY"] = stack.keys.get(key, key)
-    argv = [sys.executable, "-m", "gateway.cli", *arguments]
-    done = await asyncio.to_thread(
-        subprocess.run, argv, env=environment, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert "Traceback" not in done.stdout + done.stderr
-    return done
-
-
-async def as_json(stack: Stack, *arguments: str) -> Any:
-    done = await turnout(stack, *arguments, "--json")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout)
-
-
-async def two_versions(stack: Stack) -> None:
-    """support@1 is stable; support@2 is ready to follow."""
-    services = stack.gateway.services
-    for seed in (1, 2):
-        folder = make_adapter(stack.settings.home / f"peft{seed}", services.registry.base, seed=seed)
-        made, _ = await services.registry.publish("support", folder, actor="test", project_id=DEFAULT_PROJECT)
-        await services.registry.set_state(made.id, VersionState.VERIFIED, code=None, reason=None, actor="test")
-        await stack.load(made)
-    await services.promotions.promote("support", "support@1", force=True, reason="first", principal=ANONYMOUS)
 
 
 async def test_publishes_a_folder_and_shows_where_it_comes_from(stack: Stack, tmp_path: Path) -> None:
@@ -127,7 +93,7 @@ async def test_a_rollback_tells_where_to_and_what_it_took(stack: Stack) -> None:
 
     assert done.returncode == 0, done.stderr
     assert "support@2 → support@1" in done.stdout
-    assert "already loaded" in done.stdout
+    assert "(loaded;" in done.stdout
     assert "The call took" in done.stdout
 
 

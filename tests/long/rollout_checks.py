@@ -48,11 +48,10 @@ class Checked:
         variants = tuple((each["target"], each["weight"]) for each in json.loads(row["variants"]))
         gates = tuple(json.loads(row["gates"]))
         tried = tuple(json.loads(row["trial"])["arms"]) if row["trial"] else ()
-        found: tuple[Any, ...] = (row["stable"], row["previous"], row["candidate"], variants, tried, gates)
-        wanted = (route.stable, route.previous, route.candidate, route.variants, route.tried, route.gates)
-        found, wanted = (*found, row["revision"]), (*wanted, route.revision)
-        if found != wanted:
-            return f"route {route.name} is {found}; the model says {wanted}"
+        found: tuple[Any, ...] = (row["stable"], row["previous"], row["candidate"], variants, tried)
+        wanted = (route.stable, route.previous, route.candidate, route.variants, route.tried)
+        if found != wanted or (gates, row["revision"]) != (route.gates, route.revision):
+            return f"route {route.name} is {found}; the model says {wanted}; {dict(row)}"
         for version in self._versions(route.name):
             known = route.versions[f"{route.name}@{version['version']}"]
             marks = tuple(version[name] is not None for name in ("promoted_at", "gated_at", "rolled_back_at"))

@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
+from gateway import client_wire
 from gateway.client import Client, split_target
 from gateway.errors import (
     Conflict,
@@ -117,6 +118,35 @@ def test_no_server_says_how_to_start_one() -> None:
     assert "turnout serve" in raised.value.message
 
 
+def test_a_move_whose_reply_is_lost_is_sent_again_under_the_same_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_wire, "REPEAT_AFTER_S", (0.0,) * 3)
+    sent: list[httpx.Request] = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        raise httpx.ReadError("cut", request=request)
+
+    with a_client(handler) as client, pytest.raises(UpstreamFailed) as raised:
+        client.rollback("support")
+
+    assert len(sent) == 4
+    assert len({request.headers["idempotency-key"] for request in sent}) == 1
+    assert sent[0].headers["idempotency-key"] in raised.value.message
+
+
+def test_a_refused_move_is_sent_once() -> None:
+    sent = []
+
+    def handler(request: httpx.Request) -> httpx.Response:
+        sent.append(request)
+        return httpx.Response(503, json={"error": {"message": "busy", "code": "database_busy"}})
+
+    with a_client(handler) as client, pytest.raises(Unavailable):
+        client.promote("support", "support@2")
+
+    assert len(sent) == 1
+
+
 def test_a_request_that_may_have_arrived_is_not_sent_again() -> None:
     sent = []
 
@@ -125,7 +155,7 @@ def test_a_request_that_may_have_arrived_is_not_sent_again() -> None:
         raise httpx.ReadTimeout("slow", request=request)
 
     with a_client(handler) as client, pytest.raises(Unavailable) as raised:
-        client.promote("support", "support@2")
+        client.create_key("ci", ["inference"])
 
     assert raised.value.code == "timeout"
     assert len(sent) == 1
