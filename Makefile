@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install base-model demo test test-long fronts check format bench lock clean
+.PHONY: help install base-model demo test test-long fronts check format bench bench-rollouts lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -60,7 +60,11 @@ format: $(VENV)/.installed ## Format the code and fix what can be fixed
 bench: $(VENV)/.installed $(BASE_MODEL)/.complete ## Measure; writes build/bench/*.json
 	@$(BIN)/python -m deploy.bench.gateway --with-engine
 	@$(BIN)/python -m deploy.bench.door
+	@$(BIN)/python -m deploy.bench.rollouts
 	@$(BIN)/python -m deploy.bench.trainer
+
+bench-rollouts: $(VENV)/.installed $(BASE_MODEL)/.complete ## Measure rollbacks under load; writes build/bench/rollouts.json
+	@$(BIN)/python -m deploy.bench.rollouts
 
 lock: ## Compile requirements/*.txt from pyproject.toml
 	@bash requirements/lock.sh

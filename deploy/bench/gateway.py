@@ -90,9 +90,7 @@ def measure_overhead() -> list[Row]:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="turnout-bench-")))
         engine_socket = home / "upstream.sock"
         stack.enter_context(
-            running_process(
-                [sys.executable, "-m", "deploy.bench.upstream", str(engine_socket), BASE_NAME], home / "upstream.log"
-            )
+            running_process([sys.executable, "-m", "deploy.bench.upstream", str(engine_socket)], home / "upstream.log")
         )
         wait_for_socket(engine_socket, START_TIMEOUT_S)
         gateway = stack.enter_context(gateway_over(home, engine_socket))

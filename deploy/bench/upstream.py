@@ -1,6 +1,6 @@
 """A stand-in for an engine that costs next to nothing: canned answers on a Unix socket, so that only the gateway is measured.
 
-python -m deploy.bench.upstream SOCKET MODEL
+python -m deploy.bench.upstream SOCKET
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from functools import cache
 from pathlib import Path
 from typing import cast
 
@@ -16,6 +17,13 @@ import uvloop
 CHUNKS = 64
 
 
+def asked_model(body: bytes) -> str:
+    """The name that a request's body asks for, and that its answer names."""
+    start = body.index(b'"model":"') + len(b'"model":"')
+    return body[start : body.index(b'"', start)].decode()
+
+
+@cache
 def whole_answer(model: str) -> bytes:
     """The answer to a request that does not stream."""
     answer = {
@@ -27,6 +35,7 @@ def whole_answer(model: str) -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s" % (len(body), body)
 
 
+@cache
 def stream_parts(model: str) -> list[bytes]:
     """Headers, then one part for each event, framed as HTTP chunks."""
     head = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -55,9 +64,7 @@ def _data(value: dict[str, object]) -> bytes:
 class Upstream(asyncio.Protocol):
     """One connection. Reads as little of HTTP as the gateway's requests need."""
 
-    def __init__(self, whole: bytes, parts: list[bytes]) -> None:
-        self._whole = whole
-        self._parts = parts
+    def __init__(self) -> None:
         self._data = b""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -75,29 +82,29 @@ class Upstream(asyncio.Protocol):
                 return
             body = self._data[end + 4 : end + 4 + length]
             self._data = self._data[end + 4 + length :]
+            model = asked_model(body)
             if b'"stream":true' in body:
-                self._stream(0)
+                self._stream(stream_parts(model), 0)
             else:
-                self._write(self._whole)
+                self._write(whole_answer(model))
 
-    def _stream(self, place: int) -> None:
+    def _stream(self, parts: list[bytes], place: int) -> None:
         # One event for each turn of the loop, as an engine's tokens come one by one.
-        self._write(self._parts[place])
-        if place + 1 < len(self._parts):
-            asyncio.get_running_loop().call_soon(self._stream, place + 1)
+        self._write(parts[place])
+        if place + 1 < len(parts):
+            asyncio.get_running_loop().call_soon(self._stream, parts, place + 1)
 
     def _write(self, data: bytes) -> None:
         if not self._transport.is_closing():
             self._transport.write(data)
 
 
-async def serve(socket: Path, model: str) -> None:
+async def serve(socket: Path) -> None:
     """Serve until killed."""
-    whole, parts = whole_answer(model), stream_parts(model)
-    server = await asyncio.get_running_loop().create_unix_server(lambda: Upstream(whole, parts), str(socket))
+    server = await asyncio.get_running_loop().create_unix_server(Upstream, str(socket))
     await server.serve_forever()
 
 
 if __name__ == "__main__":
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve(Path(sys.argv[1]), sys.argv[2]))
+        runner.run(serve(Path(sys.argv[1])))
