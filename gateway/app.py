@@ -105,7 +105,9 @@ class Gateway:
             registry=registry,
             keys=self.keys,
             routing=self.table,
-            promotions=Promotions(self.database, suites=suites, on_moved=self.table.refresh),
+            promotions=Promotions(
+                self.database, suites=suites, on_moved=self.table.refresh, on_cut=self.completions.cut_variants
+            ),
             jobs=JobService(self.database, self.settings, registry, file_store, suites),
             files=file_store,
             suites=suites,

@@ -75,6 +75,9 @@ def rollback(
     accept_load: bool = typer.Option(
         False, "--accept-load", help="Also onto a version that is not loaded: its requests fail until it is."
     ),
+    cut: bool = typer.Option(
+        False, "--cut", help="End the answers of what is left that still run; their clients get an error."
+    ),
     expected_revision: int | None = EXPECTED_REVISION,
     idempotency_key: str | None = IDEMPOTENCY_KEY,
     dry_run: bool = DRY_RUN,
@@ -95,6 +98,7 @@ def rollback(
                 force=force,
                 further=further,
                 accept_load=accept_load,
+                cut=cut,
                 reason=reason,
                 expected_revision=revision or seen.revision,
                 idempotency_key=None if only_try else idempotency_key,
@@ -221,6 +225,8 @@ def _told(done: str, moved: Moved) -> str:
     lines.append(f"  after   {standing(moved.route)}")
     if moved.marked:
         lines.append(f"  marked  {', '.join(moved.marked)}: traffic returns to it by --force only")
+    if moved.answers_cut:
+        lines.append(f"  cut     {moved.answers_cut} answers that were still running")
     return "\n".join(lines)
 
 

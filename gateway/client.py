@@ -154,6 +154,7 @@ class Client(Wire):
         force: bool = False,
         further: bool = False,
         accept_load: bool = False,
+        cut: bool = False,
         reason: str | None = None,
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
@@ -162,12 +163,14 @@ class Client(Wire):
         """End the route's trial; without one, send all its traffic back to `previous`; or to `to`.
 
         `further`: although the last move was a rollback. `accept_load`: also onto a version that no engine has loaded.
+        `cut`: end the answers of what is left that still run.
         """
         body = {
             "to": to,
             "force": force,
             "further": further or None,
             "accept_load": accept_load or None,
+            "cut": cut or None,
             "reason": reason,
             "expected_revision": expected_revision,
             "dry_run": dry_run or None,

@@ -133,6 +133,7 @@ class Moved(Answer):
     took_ms: float
     needs_load: bool = False
     marked: tuple[str, ...] = ()
+    answers_cut: int = 0
     repeated: bool = False
     dry_run: bool = False
 

@@ -89,6 +89,7 @@ class RollbackRequest(BaseModel):
     accept_load: bool = Field(
         default=False, description="also onto a version that is not loaded: its requests fail until it is"
     )
+    cut: bool = Field(default=False, description="end answers of what is left that still run, with an error")
     reason: str | None = None
     expected_revision: int | None = Field(default=None, description="the revision that you saw; a repeat moves nothing")
     dry_run: bool = _DRY_RUN
@@ -183,6 +184,7 @@ async def rollback(
         force=request.force,
         further=request.further,
         accept_load=request.accept_load,
+        cut=request.cut,
         reason=request.reason,
         principal=caller,
         expected_revision=request.expected_revision or _revision_now(routing, name, caller),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+from collections.abc import Collection
 from time import monotonic, perf_counter
 
 import orjson
@@ -73,6 +74,10 @@ class Completions:
         """End every open request: streams with an error event, the others with an error."""
         self._cutters.cut_all(reason)
 
+    def cut_variants(self, variants: Collection[str]) -> int:
+        """End every open answer of these variants, as `cut_all` does; how many there were."""
+        return self._cutters.cut_variants(variants)
+
     async def answer(self, endpoint: Endpoint, exchange: Exchange, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request, whatever happens."""
         cutter = self._cutters.open()
@@ -118,6 +123,7 @@ class Completions:
         request = await self.bodies.read(asked, scope, receive, holder=principal.key_id, on_whole=cutter.body_is_whole)
         exchange.unit = self._unit(exchange, request.sticky)
         exchange.answering = resolve(self._table.current, request.model, principal, exchange.unit)
+        cutter.variant = exchange.answering.variant
         watcher = asyncio.ensure_future(_disconnected(receive))
         watcher.add_done_callback(lambda done: None if done.cancelled() else cutter.cut("disconnect"))
         try:
@@ -228,6 +234,7 @@ _REPORTED: dict[Reason, GatewayError] = {
     "deadline": Unavailable("the answer took longer than limits.request_timeout_s", code="request_timeout"),
     "body_timeout": late(),
     "shutdown": Unavailable("the gateway is stopping; try again", code="shutting_down"),
+    "rolled_back": Unavailable("the version that was answering was rolled back; ask again", code="answer_rolled_back"),
 }
 
 

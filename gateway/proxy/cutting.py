@@ -1,8 +1,9 @@
-"""What ends a request before its time: its client, a deadline, a client that does not read, a shutdown."""
+"""What ends a request before its time: its client, a deadline, a client that does not read, a shutdown, a rollback."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any, Literal
@@ -12,7 +13,7 @@ SLOW_CLIENT_TIMEOUT_S = 30.0
 _SWEEPS_IN_A_TIMEOUT = 8
 _LONGEST_SWEEP_S = 0.25
 
-Reason = Literal["disconnect", "deadline", "body_timeout", "slow_client", "shutdown"]
+Reason = Literal["disconnect", "deadline", "body_timeout", "slow_client", "shutdown", "rolled_back"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Timeouts:
 class Cutter:
     """Cancels the task of one request, once, and tells afterwards why."""
 
-    __slots__ = ("_task", "deadline", "is_reading_body", "reason", "sending_since", "started")
+    __slots__ = ("_task", "deadline", "is_reading_body", "reason", "sending_since", "started", "variant")
 
     def __init__(self, timeouts: Timeouts) -> None:
         self._task: asyncio.Task[Any] | None = asyncio.current_task()
@@ -35,6 +36,7 @@ class Cutter:
         self.deadline = self.started + timeouts.request_s
         self.is_reading_body = True
         self.reason: Reason | None = None
+        self.variant: str | None = None  # what answers, once that is known
         self.sending_since: float | None = None
 
     def cut(self, reason: Reason) -> None:
@@ -85,6 +87,13 @@ class Cutters:
         """End every open request."""
         for cutter in list(self._open):
             cutter.cut(reason)
+
+    def cut_variants(self, variants: Collection[str]) -> int:
+        """End every open request that one of these answers; how many."""
+        found = [cutter for cutter in self._open if cutter.variant in variants and cutter.reason is None]
+        for cutter in found:
+            cutter.cut("rolled_back")
+        return len(found)
 
     def _arm(self) -> None:
         self._is_armed = True

@@ -18,6 +18,7 @@ class Moved(BaseModel, frozen=True):
     took_ms: float = Field(description="from the call until this gateway routes by it")
     needs_load: bool = Field(description="no engine has the target loaded: its requests fail until one has")
     marked: tuple[str, ...] = Field(default=(), description="versions that return by force only from now on")
+    answers_cut: int = Field(default=0, description="answers of what was left that were still running and were ended")
     repeated: bool = Field(default=False, description="the answer of an earlier call; this one moved nothing")
     dry_run: bool = Field(default=False, description="nothing moved: this is what would")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import structlog
@@ -56,10 +56,12 @@ class Promotions:
         *,
         suites: Suites | None = None,
         on_moved: Callable[[], Awaitable[object]] | None = None,
+        on_cut: Callable[[Collection[str]], int] | None = None,
     ) -> None:
         self._database = database
         self._suites = suites
         self._on_moved = on_moved
+        self._on_cut = on_cut
 
     async def promote(
         self,
@@ -111,6 +113,7 @@ class Promotions:
         force: bool = False,
         further: bool = False,
         accept_load: bool = False,
+        cut: bool = False,
         reason: str | None = None,
         principal: Principal,
         expected_revision: int | None = None,
@@ -122,6 +125,7 @@ class Promotions:
         Waits for no gate and no load. Onto a version that is not loaded it goes only with `accept_load`, and right after
         another rollback only with `further` or a named version. It acts on the route as it was when it was called
         (`expected_revision`, else what a first read finds): of two calls at once one moves and the other gets its answer.
+        With `cut`, answers of what was left that still run on this gateway end with an error.
         """
         if expected_revision is None:
             async with self._database.read() as connection:
@@ -150,7 +154,11 @@ class Promotions:
                 await check_strands_nobody(connection, held, target, base=pointers.base)
             return rolled_back(held, move, Mover(principal.actor, now()), needs_load=is_missing)
 
-        return await self._move(call, decide)
+        moved = await self._move(call, decide)
+        if not cut or dry_run or self._on_cut is None:
+            return moved
+        left = set(moved.before.arms) - set(moved.route.arms)
+        return moved.model_copy(update={"answers_cut": self._on_cut(left)})
 
     async def set_variants(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ from sqlalchemy import update
 
 from gateway import tables
 from gateway.database import now
-from tests.fakes.stack import BASE, Stack
+from tests.fakes.stack import BASE, Stack, chat_body, until
 from tests.rollouts_world import (
     FORCED,
     add_suites,
@@ -172,3 +173,31 @@ async def test_a_move_onto_base_never_waits_for_a_load(stack: Stack, admin: http
     assert code(refused) == (409, "needs_load")
     assert "--wait-for-load" in refused.json()["error"]["message"]
     assert (moved["moved_to"], moved["needs_load"]) == (BASE, False)
+
+
+@pytest.mark.invariant(2)
+async def test_a_rollback_may_end_the_answers_that_still_run_on_what_was_left(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    await promoted(stack, admin, 1, 2)
+
+    async def ask(model: str, *, stream: bool) -> tuple[int, str]:
+        async with stack.client("admin") as client:
+            body = chat_body("fake:chunks=20000 fake:delay_ms=20", model=model, stream=stream)
+            answer = await client.post("/v1/chat/completions", json=body)
+            return answer.status_code, answer.text
+
+    asking = [asyncio.create_task(ask("support", stream=stream)) for stream in (False, True)]
+    other = asyncio.create_task(ask("support@1", stream=True))
+    await until(lambda: stack.engine.running == 3)
+
+    moved = (await roll_back(admin, cut=True)).json()
+    ended = await asyncio.gather(*asking)
+
+    assert moved["answers_cut"] == 2
+    for status, text in ended:
+        assert status == 503 or "data: " in text
+        assert "answer_rolled_back" in text
+        assert "[DONE]" not in text
+    assert not other.done()
+    other.cancel()
