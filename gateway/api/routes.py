@@ -21,6 +21,7 @@ _MAX_VARIANTS = 64
 _MAX_SUITES = 64
 _DRY_RUN = Field(default=False, description="answer what would move, and move nothing")
 
+Revision = Annotated[int | None, Field(ge=1, le=2**31 - 1)]
 IdempotencyKey = Annotated[
     str | None,
     Header(description="any text, new for each move: a call that is repeated with it gets the first answer, for a day"),
@@ -41,7 +42,7 @@ class VariantsRequest(BaseModel):
     force: bool = Field(
         default=False, description="also arms whose gates did not pass or that were rolled back; needs a reason"
     )
-    expected_revision: int | None = Field(default=None, description="refuse if the route has moved since")
+    expected_revision: Revision = Field(default=None, description="refuse if the route has moved since")
     reason: str | None = None
     dry_run: bool = _DRY_RUN
 
@@ -52,7 +53,7 @@ class GatesRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     suites: list[str] = Field(max_length=_MAX_SUITES)
-    expected_revision: int | None = None
+    expected_revision: Revision = None
     reason: str | None = None
 
 
@@ -62,7 +63,7 @@ class CandidateRequest(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     target: str | None
-    expected_revision: int | None = None
+    expected_revision: Revision = None
     reason: str | None = None
 
 
@@ -74,7 +75,7 @@ class PromoteRequest(BaseModel):
     target: str | None = None
     force: bool = False
     reason: str | None = None
-    expected_revision: int | None = None
+    expected_revision: Revision = None
     dry_run: bool = _DRY_RUN
 
 
@@ -91,7 +92,7 @@ class RollbackRequest(BaseModel):
     )
     cut: bool = Field(default=False, description="end answers of what is left that still run, with an error")
     reason: str | None = None
-    expected_revision: int | None = Field(default=None, description="the revision that you saw; a repeat moves nothing")
+    expected_revision: Revision = Field(default=None, description="the revision that you saw; a repeat moves nothing")
     dry_run: bool = _DRY_RUN
 
 
