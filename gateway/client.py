@@ -27,11 +27,14 @@ from .client_models import (
     Key,
     Moved,
     NewKey,
+    Readiness,
     Replica,
     Route,
     Suite,
     Version,
 )
+from .client_versions import VersionActs
+from .client_versions import split_target as split_target
 from .errors import (
     Conflict,
     Forbidden,
@@ -73,7 +76,7 @@ _ERRORS: dict[int, type[GatewayError]] = {
 AnswerT = TypeVar("AnswerT", bound=Answer)
 
 
-class Client:
+class Client(VersionActs):
     """One server, spoken to with one key. Use it as a context manager.
 
     Raises subclasses of `GatewayError` with the server's message and reason code.
@@ -245,6 +248,10 @@ class Client:
         """Copies of the engine."""
         return self._list(Replica, "/api/replicas")
 
+    def health(self) -> Readiness:
+        """What `/readyz` says, serving or not."""
+        return _read(Readiness, self._http.get("/readyz", timeout=5))
+
     def is_ready(self) -> bool:
         """Whether completions are served now."""
         return self.readiness() == "ready"
@@ -305,18 +312,6 @@ class Client:
         if answer.is_success:
             return answer
         raise _error(answer)
-
-
-def split_target(target: str) -> tuple[str, str]:
-    """`support@3` as ("support", "3")."""
-    adapter, separator, number = target.partition("@")
-    if not separator or not adapter or not number.isdigit():
-        raise Invalid(
-            f"{target!r} does not name a version; write adapter@number, such as support@1",
-            code="bad_target",
-            param="target",
-        )
-    return adapter, number
 
 
 def _checked_url(url: str) -> str:

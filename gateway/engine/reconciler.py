@@ -41,6 +41,7 @@ from .probe import Fault, Prober, read_reference
 from .residency_rows import (
     StaleEpoch,
     check_epoch,
+    check_servable,
     drop_row,
     put_row,
     read_evaluated,
@@ -294,8 +295,14 @@ class Converger:
         return reference
 
     async def _load(self, session: Session, one: Wanted) -> None:
-        await self._mark(session, one.engine_name, ResidencyState.LOADING)
-        session.ledger.add(one.engine_name)
+        session.ledger.add(
+            one.engine_name
+        )  # before the row: who removes files looks at the ledger and then at versions
+        async with self._database.write() as connection:
+            await check_epoch(connection, session.replica_id, session.epoch)
+            await check_servable(connection, one.version.id)
+            await put_row(connection, session.replica_id, one.engine_name, ResidencyState.LOADING, None)
+            await bump_revision(connection)
         await session.admin.load(one.engine_name, Path(one.directory))
         log.info("adapter loaded", replica=session.replica_id, adapter=one.engine_name)
 

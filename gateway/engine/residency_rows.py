@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import now
 from ..errors import Conflict
-from ..registry.models import ResidencyState
+from ..registry.models import ReplicaState, ResidencyState, VersionState
+from .ledger import names_in
 from .models import Resident
 from .plan import RouteTargets
 from .probe import Fault
@@ -63,6 +66,22 @@ async def drop_row(connection: AsyncConnection, replica_id: str, engine_name: st
     table = tables.residency
     mine = (table.c.replica_id == replica_id) & (table.c.engine_name == engine_name)
     await connection.execute(delete(table).where(mine))
+
+
+async def check_servable(connection: AsyncConnection, version_id: str) -> None:
+    """Raise `Conflict` when a version was retired or quarantined since it was read."""
+    table = tables.adapter_versions
+    query = select(table.c.state, table.c.retired_at).where(table.c.id == version_id)
+    found = (await connection.execute(query)).one_or_none()
+    if found is None or found.state != VersionState.VERIFIED or found.retired_at is not None:
+        raise Conflict("the version is no longer to be loaded", code="not_servable")
+
+
+async def names_held(connection: AsyncConnection, run_dir: Path) -> set[str]:
+    """Names whose files an engine that runs may read again: unloaded ones stay in its memory."""
+    table = tables.replicas
+    running = await connection.execute(select(table.c.epoch).where(table.c.state != ReplicaState.STOPPED))
+    return names_in(run_dir, set(running.scalars()))
 
 
 async def read_targets(connection: AsyncConnection) -> list[RouteTargets]:

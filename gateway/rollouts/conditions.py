@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..errors import Conflict, Invalid, Refused
+from ..lease import FRESH_WITHIN_S, residency_is_fresh, seconds_silent
 from ..names import engine_name, version_name
 from ..registry.models import ReplicaState, ResidencyState, VersionState
 from ..routing.models import Route, Variant, parse_pin
@@ -28,6 +30,7 @@ class RouteVersion(BaseModel, frozen=True):
     base_digest: str
     state: VersionState
     past: Past
+    is_retired: bool = False
 
     @property
     def name(self) -> str:
@@ -55,7 +58,7 @@ def _version(row: Any) -> RouteVersion:
         version=row["version"],
         was_stable=row["promoted_at"] is not None,
         is_rolled_back=row["rolled_back_at"] is not None,
-        is_servable=row["state"] == VersionState.VERIFIED,
+        is_servable=row["state"] == VersionState.VERIFIED and row["retired_at"] is None,
     )
     return RouteVersion(
         id=row["id"],
@@ -65,6 +68,7 @@ def _version(row: Any) -> RouteVersion:
         base_digest=row["base_digest"],
         state=VersionState(row["state"]),
         past=past,
+        is_retired=row["retired_at"] is not None,
     )
 
 
@@ -83,6 +87,9 @@ def digest_of(versions: Sequence[RouteVersion], target: str) -> str:
 
 def check_verified(version: RouteVersion) -> None:
     """Raise `Refused` unless it ran on its base and was found sane."""
+    if version.is_retired:
+        text = f"{version.name} is retired; `turnout adapters restore {version.name}` brings it back"
+        raise Refused(text, code="version_retired", param="target")
     if version.state is VersionState.VERIFIED:
         return
     later = "wait for its verification" if version.state is VersionState.RECEIVED else "it can never be served"
@@ -90,7 +97,8 @@ def check_verified(version: RouteVersion) -> None:
 
 
 async def check_resident(connection: AsyncConnection, version: RouteVersion) -> None:
-    """Raise `Conflict` unless every ready engine, and one at least, has it loaded."""
+    """Raise `Conflict` unless every ready engine, and one at least, has it loaded, as somebody alive says."""
+    await check_fresh(connection)
     ready = await _ready_replicas(connection)
     if not ready:
         raise Conflict("no engine is ready: nothing can be promoted until one is", code="no_ready_engine")
@@ -136,11 +144,26 @@ def shares(variants: Sequence[Variant]) -> dict[str, Fraction]:
 
 
 async def is_answerable(connection: AsyncConnection, versions: Sequence[RouteVersion], target: str) -> bool:
-    """Whether every ready engine answers `target` now; base always is."""
+    """Whether every ready engine answers `target` now, as far as anybody alive knows; base always is."""
     version = next((found for found in versions if found.name == target), None)
     if version is None:
         return True
+    if not await residency_is_fresh(connection):
+        return False
     return await _ready_replicas(connection) <= await _holders(connection, version.engine_name)
+
+
+async def check_fresh(connection: AsyncConnection) -> None:
+    """Raise `Conflict` while nobody looks after the engines: what is said of them may be long over."""
+    silent_s = await seconds_silent(connection)
+    if silent_s > FRESH_WITHIN_S:
+        since = "ever" if math.isinf(silent_s) else f"for {silent_s:.0f} s"
+        raise Conflict(
+            f"no controller has told {since} which engines live and what they hold, so what the tables say counts as "
+            "unknown; see `turnout status`, start the server again (`turnout serve`), and try again",
+            code="residency_unknown",
+            param="target",
+        )
 
 
 async def _ready_replicas(connection: AsyncConnection) -> set[str]:

@@ -32,14 +32,12 @@ class Engine(FakeEngine):
         super().__init__(socket, model_name=model, on_death=fleet.note_death, slots=fleet.slots)
         self.epoch = f"start-{fleet.starts}"
         self.probed: Counter[str] = Counter()  # answers with log-probabilities since the load
-        self.tried: set[str] = set()
         self._teller = teller
 
     async def _load(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
         name = body["lora_name"]
         await self._teller.note_load(body)
-        self.tried.add(name)
         fault = self._teller.fault_of(name)
         if fault == "die":
             self.die()

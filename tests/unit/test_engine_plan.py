@@ -55,7 +55,7 @@ def a_look(
 
 def ready(*held: Wanted, capacity: int = 31, **more: Collection[str]) -> Observed:
     """All of these loaded, and the gateways know it."""
-    return a_look(held, {one.engine_name: READY for one in held}, capacity=capacity, **more)
+    return a_look(held, {one.engine_name: READY for one in held}, paths=None, capacity=capacity, **more)
 
 
 def test_loads_what_is_wanted_in_order_of_need() -> None:
