@@ -1,11 +1,13 @@
 """Is a version to blame when the engine fails with it? Pure: the clock is given.
 
 A failure counts against a version only when it was alone on its way in and a neighbour was well on the same start of the
-engine; it is condemned when that repeats. Whatever counts or not, each failure makes the next attempt wait longer.
+engine; it is condemned when that repeats. Whatever counts or not, each failure makes the next attempt wait longer,
+and after a death that wait begins only when the engine serves again: else it would die of the same at each start.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -26,7 +28,12 @@ class Suspicion:
     attempts: int = 0
     failures: int = 0
     deaths: int = 0
-    not_before: float = 0.0
+    not_before: float = 0.0  # infinite after a death: the pause begins when the engine takes traffic again
+
+    @property
+    def pause_s(self) -> float:
+        """How long the next attempt waits."""
+        return min(LATEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self.attempts - 1, 16))
 
     @property
     def is_proven(self) -> bool:
@@ -35,14 +42,13 @@ class Suspicion:
 
     def after(self, kind: Kind, *, counts: bool, now: float) -> Suspicion:
         """One failure more."""
-        pause_s = min(LATEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self.attempts, 16))
-        return replace(
+        after = replace(
             self,
             attempts=self.attempts + 1,
             failures=self.failures + (counts and kind == "failure"),
             deaths=self.deaths + (counts and kind == "death"),
-            not_before=now + pause_s,
         )
+        return replace(after, not_before=math.inf if kind == "death" else now + after.pause_s)
 
 
 @dataclass(slots=True)
@@ -56,6 +62,12 @@ class Evidence:
         before = self.by_name.get(name, Suspicion())
         self.by_name[name] = before.after(kind, counts=is_alone and has_neighbour, now=now)
         return self.by_name[name]
+
+    def begin_pauses(self, now: float) -> None:
+        """The engine takes traffic: who was on its way in when it died waits from now on."""
+        for name, found in self.by_name.items():
+            if math.isinf(found.not_before):
+                self.by_name[name] = replace(found, not_before=now + found.pause_s)
 
     def acquit(self, name: str) -> None:
         """It is well now."""

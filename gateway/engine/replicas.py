@@ -118,6 +118,7 @@ class ReplicaKeeper:
                 await self._set_state(ReplicaState.READY)
                 await self._note(self._failures.once_served())
                 self._served_at = time.monotonic()
+                self._evidence.begin_pauses(self._served_at)
                 log.info("engine ready", replica=self._spec.id, after_s=round(seen.age_s, 1))
             case "fail":
                 await self._fail(decision.reason)
