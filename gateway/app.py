@@ -40,6 +40,7 @@ from .proxy.cutting import Timeouts
 from .proxy.large_bodies import LargeBodies
 from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
+from .registry.retirement import Retirement
 from .registry.service import Registry
 from .rollouts.promotion import Promotions
 from .routing.store import create_route_for
@@ -103,6 +104,7 @@ class Gateway:
             database=self.database,
             settings=self.settings,
             registry=registry,
+            retirement=Retirement(self.database, registry),
             keys=self.keys,
             routing=self.table,
             promotions=Promotions(

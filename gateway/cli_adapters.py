@@ -94,6 +94,9 @@ def _progress(version: Version) -> str:
 
 
 def _refusal(version: Version) -> Refused | None:
+    if version.retired_at is not None:
+        text = f"{version.full_name} is retired; turnout adapters restore {version.full_name} brings it back"
+        return Refused(text, code="version_retired")
     if version.state in ("rejected", "quarantined"):
         return Refused(f"{version.full_name} was {version.state}: {version.state_reason}", code=version.state_code)
     bad = next((place for place in version.residency if place.state in ("quarantined", "refused")), None)
@@ -119,7 +122,7 @@ def _listed(adapters: list[Adapter]) -> object:
     rows = [
         (
             version.full_name,
-            version.state,
+            version.standing,
             short(version.digest),
             version.rank,
             size(version.size_bytes),
@@ -131,6 +134,38 @@ def _listed(adapters: list[Adapter]) -> object:
         for version in adapter.versions
     ]
     return table(None, ("VERSION", "STATE", "DIGEST", "RANK", "SIZE", "PARENT", "PROMOTED", "ROLLED BACK"), rows)
+
+
+_REASON = typer.Option(..., "--reason", "-m", help="Why; kept in the audit log.")
+_TARGET = typer.Argument(help="A version, such as support@1.")
+
+
+@app.command("release")
+def release(context: typer.Context, target: str = _TARGET, reason: str = _REASON) -> None:
+    """Let a version out of quarantine: it is verified once more, then loaded and probed like a new one."""
+    shell = session(context)
+    with shell.client() as client:
+        version = client.release(target, reason=reason)
+    shell.show(version, lambda: f"Released [bold]{version.full_name}[/]; it is {version.state} and is verified next.")
+
+
+@app.command("retire")
+def retire(context: typer.Context, target: str = _TARGET, reason: str = _REASON) -> None:
+    """Take a version that no route names out of what engines load. Its row stays; its bytes go when none can need them."""
+    shell = session(context)
+    with shell.client() as client:
+        version = client.retire(target, reason=reason)
+    back = f"turnout adapters restore {version.full_name}"
+    shell.show(version, lambda: f"Retired [bold]{version.full_name}[/]. While its bytes are there, {back} undoes it.")
+
+
+@app.command("restore")
+def restore(context: typer.Context, target: str = _TARGET, reason: str = _REASON) -> None:
+    """Bring a retired version back. When its bytes are gone, publish the same bundle again instead."""
+    shell = session(context)
+    with shell.client() as client:
+        version = client.restore(target, reason=reason)
+    shell.show(version, lambda: f"Restored [bold]{version.full_name}[/]; it is {version.state}.")
 
 
 @app.command("show")
@@ -153,7 +188,10 @@ def show_adapter(
 def _shown(version: Version) -> Group:
     about = version.manifest or {}
     facts = [
-        ("state", version.state + (f" ({version.state_code}: {version.state_reason})" if version.state_code else "")),
+        (
+            "state",
+            version.standing + (f" ({version.state_code}: {version.state_reason})" if version.state_code else ""),
+        ),
         ("digest", version.digest),
         ("base model", version.base_model),
         ("rank", f"{version.rank}, {size(version.size_bytes)}"),
@@ -162,6 +200,8 @@ def _shown(version: Version) -> Group:
         ("published", f"{moment(version.created_at)} by {version.created_by}"),
         ("promoted", moment(version.promoted_at)),
         ("rolled back", moment(version.rolled_back_at)),
+        ("retired", moment(version.retired_at)),
+        ("last answered", moment(version.used_at)),
         ("recipe", _recipe(about.get("recipe"))),
         ("datasets", _datasets(about.get("datasets"))),
     ]

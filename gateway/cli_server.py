@@ -15,7 +15,7 @@ from .cli_console import WAIT_HELP, ExitCode, session, settings_of, short, table
 from .cli_jobs import jobs_table
 from .cli_ready import wait_ready
 from .cli_routes import routes_table
-from .client_models import Completion, Replica
+from .client_models import Completion, Readiness, Replica
 from .doctor import Check, examine
 from .errors import GatewayError
 from .settings import Settings, load_settings
@@ -89,12 +89,14 @@ def status(
     with shell.client() as client:
         if wait:
             wait_ready(shell, client, timeout_s=timeout)
-        ready = client.is_ready()
+        ready, health = client.is_ready(), client.health()
         replicas, adapters, routes = client.replicas(), client.adapters(), client.routes()
         running = [job for job in client.jobs() if not job.is_final]
     data = {
         "url": client.url,
         "ready": ready,
+        "controller": health.controller,
+        "controller_silent_s": health.controller_silent_s,
         "replicas": replicas,
         "adapters": adapters,
         "routes": routes,
@@ -103,7 +105,7 @@ def status(
     states: dict[str, int] = {}
     for adapter in adapters:
         for version in adapter.versions:
-            states[version.state] = states.get(version.state, 0) + 1
+            states[version.standing] = states.get(version.standing, 0) + 1
     head = Text.assemble((client.url, "bold"), "  ", ("serving", "green") if ready else ("not serving yet", "red"))
     engines = [(replica.id, replica.state, replica.self_test, _noise(replica), _why(replica)) for replica in replicas]
     counted = ", ".join(f"{count} {state}" for state, count in sorted(states.items())) or "none yet"
@@ -111,6 +113,7 @@ def status(
         data,
         lambda: Group(
             head,
+            *_silence(health),
             "",
             table(None, ("ENGINE", "STATE", "SELF-TEST", "BATCH NOISE", "REASON"), engines),
             "",
@@ -123,6 +126,15 @@ def status(
     )
     if not ready:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _silence(health: Readiness) -> list[Text]:
+    """Whether what follows can be believed."""
+    if health.controller == "ok":
+        return []
+    since = "never told" if health.controller_silent_s is None else f"silent for {health.controller_silent_s:.0f} s"
+    said = f"The controller is {since}: engines and adapters below may be long gone. Start `turnout serve` again."
+    return [Text(said, "red")]
 
 
 def _noise(replica: Replica) -> str | None:

@@ -24,6 +24,7 @@ from .client_models import (
     Key,
     Moved,
     NewKey,
+    Readiness,
     Replica,
     Route,
     RouteMoved,
@@ -79,6 +80,23 @@ class Client(Wire):
         """One version by its name, such as `support@3`."""
         adapter, number = split_target(target)
         return self._one(Version, f"/api/adapters/{adapter}/versions/{number}")
+
+    def release(self, target: str, *, reason: str) -> Version:
+        """Out of quarantine: the version is verified once more, then loaded and probed like a new one."""
+        return self._act(target, "release", reason)
+
+    def retire(self, target: str, *, reason: str) -> Version:
+        """Engines load the version no more; its bytes go when none can need them."""
+        return self._act(target, "retire", reason)
+
+    def restore(self, target: str, *, reason: str) -> Version:
+        """Bring a retired version back, if its bytes are still there."""
+        return self._act(target, "restore", reason)
+
+    def _act(self, target: str, act: str, reason: str) -> Version:
+        adapter, number = split_target(target)
+        path = f"/api/adapters/{adapter}/versions/{number}/{act}"
+        return self._one(Version, path, method="POST", body={"reason": reason})
 
     # ---- routes ----------------------------------------------------------------------------------------------------
 
@@ -235,6 +253,10 @@ class Client(Wire):
     def replicas(self) -> list[Replica]:
         """Copies of the engine."""
         return self._list(Replica, "/api/replicas")
+
+    def health(self) -> Readiness:
+        """What `/readyz` says, serving or not."""
+        return read_answer(Readiness, self._http.get("/readyz", timeout=5))
 
     def is_ready(self) -> bool:
         """Whether completions are served now."""

@@ -51,6 +51,8 @@ class Version(Answer):
     job_id: str | None = None
     promoted_at: datetime | None = None
     rolled_back_at: datetime | None = None
+    retired_at: datetime | None = None
+    used_at: datetime | None = None
     created_at: datetime
     created_by: str
     residency: tuple[Residency, ...] = ()
@@ -58,9 +60,25 @@ class Version(Answer):
     manifest: dict[str, Any] | None = None
 
     @property
+    def standing(self) -> str:
+        """Its state, or that it is retired, whatever it was before."""
+        return "retired" if self.retired_at is not None else self.state
+
+    @property
     def is_resident(self) -> bool:
         """Whether some replica answers with it at once."""
         return any(place.state == "ready" for place in self.residency)
+
+
+class Readiness(Answer):
+    """Whether completions are served, and who looks after the engines."""
+
+    status: str
+    reason: str | None = None
+    database: str = "ok"
+    engines_ready: int = 0
+    controller: str = "ok"
+    controller_silent_s: float | None = None
 
 
 class Adapter(Answer):

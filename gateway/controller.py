@@ -12,6 +12,7 @@ import contextlib
 import signal
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,7 @@ from . import tables
 from .database import Database, bump_revision
 from .engine.fleet import LOCAL_REPLICA, LocalFleet, engine_spec
 from .engine.replicas import ReplicaKeeper
+from .engine.residency_rows import names_held
 from .errors import GatewayError
 from .jobs.launch import attempt_directory
 from .jobs.local import PROCESS_KIND
@@ -34,6 +36,7 @@ from .migrations.run import migrate
 from .processes import Child, ProcessTable, bound_log, home_marker
 from .registry.base_family import load_base_family
 from .registry.models import ReplicaState
+from .registry.retirement import Retirement
 from .registry.service import Registry
 from .routing.store import create_route_for
 from .settings import Settings, load_settings
@@ -43,6 +46,7 @@ log = structlog.get_logger(__name__)
 ENGINE_TICK_S = 0.25
 JOBS_TICK_S = 0.5
 LOGS_TICK_S = 5.0
+RETIRED_TICK_S = 2.0
 STOP_GRACE_S = 15.0
 
 
@@ -58,6 +62,7 @@ class Controller:
         self.database.fence_with(self.lease.fence)
         base = load_base_family(settings.base_model.name, settings.base_model.path)
         self._registry = Registry(self.database, settings, base, on_publish=(create_route_for,))
+        self._retirement = Retirement(self.database, self._registry)
         self._fleet = LocalFleet(self.processes)
         self._jobs = JobReconciler(
             self.database,
@@ -101,6 +106,7 @@ class Controller:
                     await self._until_done("engine", self._without_engine)
                 group.create_task(self._loop("jobs", self._jobs.tick, JOBS_TICK_S))
                 group.create_task(self._loop("logs", self._bound_logs, LOGS_TICK_S))
+                group.create_task(self._loop("retired", self._remove_retired, RETIRED_TICK_S))
         finally:
             await keeper.close()
 
@@ -108,6 +114,10 @@ class Controller:
         """A child that runs for months fills no disk with what it says."""
         for child in await self.processes.children():
             await asyncio.to_thread(bound_log, child_log(self._settings, child))
+
+    async def _remove_retired(self) -> None:
+        """The bytes of retired versions go as soon as no engine can read them again."""
+        await self._retirement.remove_unneeded_bytes(partial(names_held, run_dir=self._settings.run_dir))
 
     async def _without_engine(self) -> None:
         await self._fleet.stop(LOCAL_REPLICA, grace_s=STOP_GRACE_S)

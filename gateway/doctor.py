@@ -11,15 +11,17 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import psutil
 
 from .connections.files import HOW_TO_RAISE, connections_for, file_limit
 from .database import WAL_SAFE_SINCE
+from .lease import FRESH_WITHIN_S, silence
 from .settings import Settings
 
 GIB = 2**30
@@ -59,6 +61,7 @@ def examine(settings: Settings) -> list[Check]:
         _engine,
         _base_model,
         _batch_noise,
+        _controller,
         _private_directory,
         _database,
         _port,
@@ -260,15 +263,32 @@ def _batch_noise(settings: Settings) -> Check:
 
 
 def _measured_noise(settings: Settings) -> float | None:
+    found = _from_database(settings, "SELECT max(batch_noise) FROM replicas")
+    return found[0] if found else None
+
+
+def _from_database(settings: Settings, query: str) -> tuple[Any, ...] | None:
     if not settings.database.startswith("sqlite"):
         return None
     path = settings.database.split(":///", 1)[1]
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as connection:
-            found: float | None = connection.execute("SELECT max(batch_noise) FROM replicas").fetchone()[0]
+            found: tuple[Any, ...] | None = connection.execute(query).fetchone()
     except sqlite3.Error:  # no database yet, or one of an older release
         return None
     return found
+
+
+def _controller(settings: Settings) -> Check:
+    """Whether somebody looks after engines and jobs; when the server is down nobody does, and that is no fault."""
+    found = _from_database(settings, "SELECT expires_at, holder FROM leases WHERE name = 'controller'")
+    if found is None or not _is_turnout(settings):
+        return Check("Controller", "ok", "none runs; `turnout serve` starts one")
+    silent_s = silence(datetime.fromisoformat(found[0]).replace(tzinfo=UTC))
+    if silent_s <= FRESH_WITHIN_S:
+        return Check("Controller", "ok", f"{found[1]} looks after engines and jobs")
+    remedy = "what is said of engines may be long over: look into the controller's log, start `turnout serve` again"
+    return Check("Controller", "warning", f"silent for {silent_s:.0f} s", remedy)
 
 
 def _private_directory(settings: Settings) -> Check:

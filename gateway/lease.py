@@ -11,11 +11,12 @@ ends a process or has the engine drop an adapter.
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 import socket
 import time
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import structlog
 from sqlalchemy import insert, select, update
@@ -31,6 +32,35 @@ log = structlog.get_logger(__name__)
 RENEW_S = 1.0
 EXPIRE_S = 5.0
 _LOOK_S = 0.2
+
+
+# Without a renewal for longer than this, nobody looks after engines: what the tables say of them is worth nothing.
+FRESH_WITHIN_S = 15.0
+
+
+async def seconds_silent(connection: AsyncConnection, name: str = "controller") -> float:
+    """Since the controller last renewed its lease, by this host's clock; infinite when none ever had it.
+
+    For people and for moves of traffic, which may wait; who acts is decided by no clock.
+    """
+    return silence(await lease_until(connection, name))
+
+
+async def lease_until(connection: AsyncConnection, name: str = "controller") -> datetime | None:
+    """When the lease runs out unless it is renewed; None when nobody ever had it."""
+    table = tables.leases
+    found: datetime | None = await connection.scalar(select(table.c.expires_at).where(table.c.name == name))
+    return found
+
+
+def silence(expires_at: datetime | None) -> float:
+    """The same, from the lease's row."""
+    return math.inf if expires_at is None else max(0.0, (now() - expires_at).total_seconds() + EXPIRE_S)
+
+
+async def residency_is_fresh(connection: AsyncConnection) -> bool:
+    """Whether what the tables say of replicas and residency is kept by somebody alive."""
+    return await seconds_silent(connection) <= FRESH_WITHIN_S
 
 
 class LeaseLost(Conflict):

@@ -114,6 +114,8 @@ adapter_versions = Table(
     Column("promoted_at", UTCDateTime),
     Column("rolled_back_at", UTCDateTime),
     Column("gated_at", UTCDateTime),  # when it became stable by passed gates; never by force
+    Column("retired_at", UTCDateTime),
+    Column("used_at", UTCDateTime),  # written behind the requests; moves no revision
     UniqueConstraint("adapter", "version", name="uq_adapter_versions_adapter_version"),
     UniqueConstraint("adapter", "digest", name="uq_adapter_versions_adapter_digest"),
 )

@@ -7,17 +7,26 @@ from datetime import datetime
 from pathlib import Path
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from ..datasets.sink import FileSink
 from ..errors import NotFound
 from ..jobs.residence import ResidencyRow, residency_rows
 from ..jobs.verdicts import VerdictRow, verdict_rows
+from ..keys import Principal
 from ..registry.manifest import CONFIG_FILE, MANIFEST_FILE, WEIGHTS_FILE, Manifest
 from ..registry.models import Adapter, AdapterVersion
 from ..settings import Limits
 from .declared import DeclaredRoute
-from .dependencies import Caller, CurrentSettings, DatabaseService, RegistryService, Trainer
+from .dependencies import (
+    Admin,
+    Caller,
+    CurrentSettings,
+    DatabaseService,
+    RegistryService,
+    RetirementService,
+    Trainer,
+)
 from .multipart import FilePart, received_form
 
 router = APIRouter(route_class=DeclaredRoute, prefix="/api/adapters", tags=["adapters"])
@@ -36,6 +45,12 @@ class VersionDetail(VersionView, frozen=True):
     residency: tuple[ResidencyRow, ...]
     verdicts: tuple[VerdictRow, ...]
     manifest: Manifest
+
+
+class VersionAct(BaseModel, frozen=True, extra="forbid"):
+    """What an operator says when a version is released, retired or restored."""
+
+    reason: str = Field(description="goes into the audit log")
 
 
 class AdapterView(BaseModel, frozen=True):
@@ -121,6 +136,34 @@ async def get_version(
         verdicts=await verdict_rows(database, version.digest, project_id=caller.project_id),
         manifest=await asyncio.to_thread(registry.manifest, version),
     )
+
+
+@router.post("/{name}/versions/{number}/release", summary="Release a version from quarantine")
+async def release(
+    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService
+) -> VersionView:
+    """Verified once more, then loaded and probed like a new one. For a quarantine that was not the version's fault."""
+    return _view(await retirement.release(f"{name}@{number}", **_by(caller, asked)))
+
+
+@router.post("/{name}/versions/{number}/retire", summary="Retire a version")
+async def retire(
+    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService
+) -> VersionView:
+    """Engines load it no more. Row and digest stay; its bytes go when no engine can need them."""
+    return _view(await retirement.retire(f"{name}@{number}", **_by(caller, asked)))
+
+
+@router.post("/{name}/versions/{number}/restore", summary="Bring a retired version back")
+async def restore(
+    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService
+) -> VersionView:
+    """As it was. 409 `bytes_gone` when its files were removed: publishing them again brings it back too."""
+    return _view(await retirement.restore(f"{name}@{number}", **_by(caller, asked)))
+
+
+def _by(caller: Principal, asked: VersionAct) -> dict[str, str]:
+    return {"reason": asked.reason, "actor": caller.actor, "project_id": caller.project_id}
 
 
 def _parts(directory: Path, limits: Limits) -> dict[str, FilePart]:

@@ -16,6 +16,7 @@ from ..jobs.suites import Suites
 from ..keys import Keys, Principal, Scope
 from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
+from ..registry.retirement import Retirement
 from ..registry.service import Registry
 from ..rollouts.promotion import Promotions
 from ..routing.table import RoutingTable
@@ -29,6 +30,7 @@ class Services:
     database: Database
     settings: Settings
     registry: Registry
+    retirement: Retirement
     keys: Keys
     routing: RoutingTable
     promotions: Promotions
@@ -98,6 +100,10 @@ async def _registry(request: Request) -> Registry:
     return services(request).registry
 
 
+async def _retirement(request: Request) -> Retirement:
+    return services(request).retirement
+
+
 async def _keys(request: Request) -> Keys:
     return services(request).keys
 
@@ -133,6 +139,7 @@ async def _lifecycle(request: Request) -> Lifecycle:
 DatabaseService = Annotated[Database, Depends(_database)]
 CurrentSettings = Annotated[Settings, Depends(_settings)]
 RegistryService = Annotated[Registry, Depends(_registry)]
+RetirementService = Annotated[Retirement, Depends(_retirement)]
 KeysService = Annotated[Keys, Depends(_keys)]
 RoutingService = Annotated[RoutingTable, Depends(_routing)]
 PromotionsService = Annotated[Promotions, Depends(_promotions)]

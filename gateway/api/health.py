@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from datetime import datetime
+from math import isinf
 from typing import Literal
 
 from fastapi import APIRouter, Response
@@ -15,6 +16,7 @@ from .. import tables
 from ..database import Database
 from ..errors import GatewayError
 from ..keys import Principal
+from ..lease import FRESH_WITHIN_S, silence
 from ..metrics import Metrics
 from ..proxy.app import Lifecycle
 from ..routing.census import take_census
@@ -43,6 +45,10 @@ class Readiness(BaseModel, frozen=True):
     reason: str | None = None
     database: Literal["ok", "stale"]
     engines_ready: int
+    controller: Literal["ok", "silent"] = Field(
+        description="`silent`: nobody looks after engines and jobs, and what is said of engines may be long over"
+    )
+    controller_silent_s: float | None = Field(description="since it last renewed its lease; null: it never had it")
 
 
 class Replica(BaseModel, frozen=True):
@@ -87,11 +93,14 @@ def readiness(routing: RoutingTable, lifecycle: Lifecycle) -> Readiness:
         reason = "no_routing_table"
     elif not engines:
         reason = "no_engine"
+    silent_s = silence(routing.controller_until)
     return Readiness(
         status="not_ready" if reason else "ready",
         reason=reason,
         database="stale" if routing.age_s > _STALE_AFTER_S else "ok",
         engines_ready=engines,
+        controller="silent" if silent_s > FRESH_WITHIN_S else "ok",
+        controller_silent_s=None if isinf(silent_s) else round(silent_s, 1),
     )
 
 

@@ -59,6 +59,9 @@ def visible_models(snapshot: Snapshot, principal: Principal) -> list[Model]:
     versions = [
         Model(id=version.name, created=int(version.created_at.timestamp()), owned_by=version.project_id)
         for version in sorted(snapshot.versions.values(), key=lambda version: (version.adapter, version.version))
-        if version.project_id == principal.project_id and version.state == "verified" and may_pin(version, principal)
+        if version.project_id == principal.project_id
+        and version.state == "verified"
+        and not version.is_retired
+        and may_pin(version, principal)
     ]
     return bases + routes + versions

@@ -44,6 +44,7 @@ class Wanted(BaseModel, frozen=True):
 
     version: AdapterVersion
     directory: str
+    is_needed: bool = False  # a route serves it, or a rollback would
 
     @property
     def engine_name(self) -> str:

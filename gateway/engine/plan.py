@@ -1,16 +1,19 @@
-"""Which adapters an engine should hold, and the steps that get it there. Pure: reads no clock, no database, no engine."""
+"""Which adapters an engine should hold, and the steps that get it there. Pure: reads no clock, no database, no engine.
+
+Versions are ranked by need, and as many are wanted as there are places. What is loaded stays while nobody of a higher
+rank needs its place; then the least needed goes: out of the gateways' table, and out of the engine when none uses it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
-from ..registry.models import AdapterVersion, ResidencyState, VersionState
+from ..registry.models import AdapterVersion, ResidencyState
 from .models import Resident, Wanted
 
-# Room never grows and bad weights never heal within one start of an engine. Damaged files do.
-_SETTLED = (ResidencyState.REFUSED, ResidencyState.QUARANTINED)
-DAMAGED = "digest_mismatch"
+NO_ROOM = "capacity_exhausted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,24 +26,41 @@ class RouteTargets:
     candidate: str | None
 
 
-def by_priority(
-    versions: Sequence[AdapterVersion], routes: Sequence[RouteTargets], evaluated: Sequence[str]
-) -> list[AdapterVersion]:
-    """Verified versions, most needed first.
+def live_names(routes: Sequence[RouteTargets]) -> list[str]:
+    """What traffic needs, and a rollback: every route's stable and shares, then previous."""
+    names = [route.stable for route in routes]
+    names += [target for route in routes for target in route.weighted]
+    names += [route.previous for route in routes]
+    return list(dict.fromkeys(names))
 
-    Routes' stable, then previous (a rollback waits for no load), shares of traffic, candidates; what evaluations wait for;
-    what jobs made, newest first; the others, newest first.
+
+def by_priority(
+    versions: Sequence[AdapterVersion],
+    routes: Sequence[RouteTargets],
+    evaluated: Sequence[str],
+    pinned: Collection[str] = (),
+) -> list[AdapterVersion]:
+    """Verified versions that are not retired, most needed first.
+
+    What routes serve, then previous (a rollback waits for no load), candidates; what somebody pinned a moment ago; what
+    evaluations wait for; the others by their last use. A publication counts as a use.
     """
-    routed = [route.stable for route in routes]
-    routed += [route.previous for route in routes]
-    routed += [target for route in routes for target in route.weighted]
-    routed += [route.candidate for route in routes if route.candidate]
-    newest = sorted(versions, key=lambda version: (version.created_at, version.id), reverse=True)
+    lately = sorted(versions, key=_last_use, reverse=True)
     names = dict.fromkeys(
-        [*routed, *evaluated, *(v.name for v in newest if v.job_id is not None), *(v.name for v in newest)]
+        [
+            *live_names(routes),
+            *(route.candidate for route in routes if route.candidate),
+            *(version.name for version in lately if version.name in pinned),
+            *evaluated,
+            *(version.name for version in lately),
+        ]
     )
-    known = {version.name: version for version in versions if version.state is VersionState.VERIFIED}
+    known = {version.name: version for version in versions if version.is_servable}
     return [known[name] for name in names if name in known]
+
+
+def _last_use(version: AdapterVersion) -> tuple[datetime, datetime, str]:
+    return (max(version.created_at, version.used_at or version.created_at), version.created_at, version.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +69,12 @@ class Observed:
 
     loaded: Mapping[str, str]  # name -> path, as the engine says
     rows: Mapping[str, Resident]
-    ever_loaded: Collection[str]  # since the engine's start, whatever became of them: unloading frees no memory
     capacity: int
     leaving: Collection[str] = ()  # taken from the gateways' table a moment ago
-    unreadable: Collection[str] = ()  # their files were damaged, or could not be read, a moment ago
+    in_use: Collection[str] = ()  # a request was answered by it a moment ago, or is being
+    # Not to be brought in now: their files were damaged, or they failed, a moment ago. They keep their places.
+    put_off: Collection[str] = ()
+    suspects: Collection[str] = ()  # failed since they were last well: the others come first, traffic too
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +93,7 @@ class Probe:
 
 @dataclass(frozen=True, slots=True)
 class Refuse:
-    """There is no room for it."""
+    """There is no room for it while others rank higher."""
 
     wanted: Wanted
 
@@ -94,52 +116,98 @@ Action = Load | Probe | Refuse | Withdraw | Unload
 
 
 def plan(desired: Sequence[Wanted], observed: Observed) -> list[Action]:
-    """All that is to do, cheap steps first, then loads and probes in order of need. Reads no clock."""
-    wanted = {one.engine_name: one for one in desired}
-    return [*_clear(wanted, observed), *_fill(desired, observed)]
+    """All that is to do, cheap steps first, then probes and loads in order of need. Reads no clock."""
+    places = _share_out(desired, observed)
+    return [*_clear(desired, places, observed), *_refuse(places, observed), *_fill(places, observed)]
 
 
-def _is_right(one: Wanted | None, path: str | None) -> bool:
-    return one is not None and path == one.directory
+def is_restored(desired: Sequence[Wanted], observed: Observed) -> bool:
+    """Whether each version that routes need is answerable, or waiting would not make it so."""
+    kept = {one.engine_name for one in _share_out(desired, observed).kept}
+    waived = {*observed.put_off, *observed.suspects}
+    return all(
+        _is_ready(one, observed) or one.engine_name in waived or one.engine_name not in kept
+        for one in desired
+        if one.is_needed
+    )
 
 
-def _clear(wanted: Mapping[str, Wanted], observed: Observed) -> list[Action]:
+def touch_order(desired: Sequence[Wanted], loaded: Collection[str]) -> list[str]:
+    """What is loaded, least needed first: asked in this order, the engine forgets what is needed last of all."""
+    ranked = [one.engine_name for one in reversed(desired) if one.engine_name in loaded]
+    return [*sorted(set(loaded) - set(ranked)), *ranked]
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    kept: list[Wanted]  # has a place, or gets one
+    rest: list[Wanted]  # may stay while nobody needs its place
+    giving_way: set[str]  # of the rest, loaded, and its place is needed
+
+
+def _share_out(desired: Sequence[Wanted], observed: Observed) -> _Places:
+    able = [one for one in desired if not _is_condemned(one, observed)]
+    kept, rest = able[: observed.capacity], able[observed.capacity :]
+    known = {one.engine_name for one in desired if _is_right(one, observed)}
+    coming = sum(one.engine_name not in observed.loaded for one in kept)
+    short = coming + len(known) - observed.capacity  # what else is in the engine leaves it in any case
+    least = [one.engine_name for one in reversed(rest) if _is_right(one, observed)]
+    return _Places(kept, rest, set(least[: max(0, short)]))
+
+
+def _is_right(one: Wanted, observed: Observed) -> bool:
+    return observed.loaded.get(one.engine_name) == one.directory
+
+
+def _is_ready(one: Wanted, observed: Observed) -> bool:
+    row = observed.rows.get(one.engine_name)
+    return _is_right(one, observed) and row is not None and row.state is ResidencyState.READY
+
+
+def _is_condemned(one: Wanted, observed: Observed) -> bool:
+    row = observed.rows.get(one.engine_name)
+    return row is not None and row.state is ResidencyState.QUARANTINED
+
+
+def _clear(desired: Sequence[Wanted], places: _Places, observed: Observed) -> list[Action]:
     steps: list[Action] = []
-    for name, path in observed.loaded.items():
-        if _is_right(wanted.get(name), path):
-            continue
+    staying = {one.engine_name for one in desired if _is_right(one, observed)} - places.giving_way
+    wanted = {one.engine_name for one in desired}
+    for name in observed.loaded:
         row = observed.rows.get(name)
+        if name in staying and not (row is not None and row.state is ResidencyState.QUARANTINED):
+            continue
         if row is not None and row.state is not ResidencyState.QUARANTINED:
             steps.append(Withdraw(name))
-        elif name not in observed.leaving:
+        elif name not in observed.leaving and name not in observed.in_use:
             steps.append(Unload(name))
-    kept = {ResidencyState.QUARANTINED}
     for name, row in observed.rows.items():
-        if name not in observed.loaded and name not in wanted and row.state not in kept:
+        if name not in observed.loaded and name not in wanted and row.state is not ResidencyState.QUARANTINED:
             steps.append(Withdraw(name))
     return steps
 
 
-def _is_settled(row: Resident | None) -> bool:
-    return row is not None and row.state in _SETTLED and row.code != DAMAGED
-
-
-def _fill(desired: Sequence[Wanted], observed: Observed) -> list[Action]:
+def _refuse(places: _Places, observed: Observed) -> list[Action]:
     steps: list[Action] = []
-    heavy: list[Action] = []
-    used = set(observed.ever_loaded) | set(observed.loaded)
-    for one in desired:
+    for one in places.rest:
         row = observed.rows.get(one.engine_name)
-        if _is_right(one, observed.loaded.get(one.engine_name)):
-            is_known = row is not None and row.state is ResidencyState.READY
-            if not is_known and one.engine_name not in observed.unreadable:
-                heavy.append(Probe(one))
-        elif one.engine_name in observed.loaded or _is_settled(row):
-            continue
-        elif one.engine_name in used or len(used) < observed.capacity:
-            used.add(one.engine_name)  # also of what must wait: its place is kept for when its files are whole
-            if one.engine_name not in observed.unreadable:
-                heavy.append(Load(one))
-        else:
+        is_told = row is not None and row.state is ResidencyState.REFUSED and row.code == NO_ROOM
+        if one.engine_name not in observed.loaded and not is_told:
             steps.append(Refuse(one))
-    return [*steps, *heavy]
+    return steps
+
+
+def _fill(places: _Places, observed: Observed) -> list[Action]:
+    probes: list[Action] = []
+    loads: list[Wanted] = []
+    for one in [*places.kept, *places.rest]:
+        name = one.engine_name
+        if name in places.giving_way or name in observed.put_off or _is_ready(one, observed):
+            continue
+        if _is_right(one, observed):
+            probes.append(Probe(one))
+        elif name not in observed.loaded and one in places.kept:
+            loads.append(one)
+    loads.sort(key=lambda one: one.engine_name in observed.suspects)
+    free = max(0, observed.capacity - len(observed.loaded))
+    return [*probes, *(Load(one) for one in loads[:free])]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +20,7 @@ from ..registry.models import ReplicaState
 from ..registry.service import Registry
 from ..settings import Settings
 from .admin import EngineAdmin, EngineRefused, NotFinite
+from .evidence import Evidence
 from .failures import Failures, last_line, told, waits_for
 from .fleet import Fleet
 from .lifecycle import Sight, backoff_s, decide
@@ -29,14 +29,12 @@ from .probe import Fault, Prober
 from .pulse import Pulse
 from .reconciler import Converger, LoadLedger, Poisoned, Session, StaleEpoch
 from .replica_rows import begin_row, note_failures
-from .self_test import SelfTest, run_self_test, write_adapter
+from .self_test import SelfTest, run_self_test, self_test_name, write_adapter
 
 log = structlog.get_logger(__name__)
 
 # An engine that served this long before it died did not die of its start.
 STABLE_AFTER_S = 120.0
-# Deaths of the engine during a version's load or probe before the version is held to be the cause.
-MAX_SUSPICIONS = 2
 # A controller that was itself stopped for longer than this knows nothing of the engine's silence.
 _MAX_GAP_S = 3.0
 _IDLE_S = 0.25
@@ -67,7 +65,7 @@ class ReplicaKeeper:
         self._started_at = self._served_at = self._not_before = self._ticked_at = 0.0
         self._failures = Failures()
         self._reports = Seldom()
-        self._suspicions: Counter[str] = Counter()
+        self._evidence = Evidence()
         self._admin: EngineAdmin | None = None
         self._pulse: Pulse | None = None
         self._tasks: list[asyncio.Task[None]] = []
@@ -120,7 +118,7 @@ class ReplicaKeeper:
                 await self._set_state(ReplicaState.READY)
                 await self._note(self._failures.once_served())
                 self._served_at = time.monotonic()
-                self._suspicions.clear()  # whoever was suspected has been loaded and probed since
+                self._evidence.begin_pauses(self._served_at)
                 log.info("engine ready", replica=self._spec.id, after_s=round(seen.age_s, 1))
             case "fail":
                 await self._fail(decision.reason)
@@ -202,7 +200,8 @@ class ReplicaKeeper:
             raise RuntimeError("work on an engine that nobody watches")
         self._pulse.watches_core = True
         ledger = LoadLedger(self._settings.run_dir / f"{self._spec.id}.loads", self._epoch)
-        session = Session(self._spec.id, self._epoch, self._admin, Prober(self._admin), ledger)
+        session = Session(self._spec.id, self._epoch, self._admin, Prober(self._admin), ledger, self._evidence)
+        session.has_passed_test = self._is_tested and self._settings.engine.self_test
         self._tasks.append(asyncio.create_task(self._work(session), name="converge"))
 
     async def _work(self, session: Session) -> None:
@@ -212,9 +211,10 @@ class ReplicaKeeper:
                 if not self._is_tested:
                     await self._self_test(session)
                     continue
-                if not await self._converger.converge(session):
+                look = await self._converger.converge(session)
+                self._is_restored = self._is_restored or look.is_restored
+                if not look.is_done:
                     continue
-                self._is_restored = True
             except Poisoned as error:
                 self._fault = error.message
                 return
@@ -236,6 +236,8 @@ class ReplicaKeeper:
         began = time.monotonic()
         shapes = self._registry.base.module_shapes
         directory = await asyncio.to_thread(write_adapter, self._settings.home / "selftest", shapes)
+        for slot in range(self._settings.engine.max_loras):
+            session.ledger.add(self_test_name(directory, slot))
         try:
             found = await run_self_test(session.admin, directory, self._settings.engine)
         except (EngineRefused, NotFinite) as error:
@@ -251,7 +253,7 @@ class ReplicaKeeper:
             return
         if self._pulse is not None:
             self._pulse.has_worked = True  # the test was its first work
-        self._is_tested = True
+        self._is_tested = session.has_passed_test = True
 
     async def _fail(self, reason: str) -> None:
         """Traffic stops first, then what is left of the process, then the guilty are looked for."""
@@ -273,13 +275,18 @@ class ReplicaKeeper:
             log.info("engine restarts after a pause", replica=self._spec.id, pause_s=pause, failures=failures)
 
     async def _suspect(self) -> bool:
-        """Versions that were on their way in when the engine died; who is there again and again is out. Whether any was."""
-        names = await self._converger.suspects(self._spec.id)
+        """Versions that were on their way in when the engine died; who is there again and again is out. Whether any was.
+
+        The others come first at the next start: what an engine dies of may be too little memory, and not the last one in.
+        """
+        names, has_neighbour = await self._converger.suspects(self._spec.id)
+        has_neighbour = has_neighbour or (self._is_tested and self._settings.engine.self_test)
         for name in names:
-            self._suspicions[name] += 1
-            if self._suspicions[name] >= MAX_SUSPICIONS:
-                reason = f"the engine died {self._suspicions[name]} times while loading or probing it"
-                log.warning("version quarantined", adapter=name, reason=reason)
+            found = self._evidence.add(
+                name, "death", is_alone=len(names) == 1, has_neighbour=has_neighbour, now=time.monotonic()
+            )
+            if found.is_proven:
+                reason = f"the engine died {found.deaths} times while loading or probing it"
                 await self._converger.quarantine(name, Fault(code="engine_died", reason=reason))
         return bool(names)
 

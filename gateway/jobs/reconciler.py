@@ -8,6 +8,7 @@ import hmac
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 
 import structlog
@@ -47,6 +48,8 @@ from .verification import install_reference
 log = structlog.get_logger(__name__)
 
 FILES_LOOK_S = 5.0  # between looks at damaged files of a version that waits for its verification
+# An evaluation raises its version's rank; engines that had no room for it have looked again by then.
+RANK_PATIENCE = timedelta(seconds=15)
 MAX_LOST = 10  # attempts that a stop or crash of the whole server may cost a job; they are no fault of its own
 
 
@@ -130,7 +133,8 @@ class JobReconciler:
             verifying = await self._store.unfinished_in(connection, kind=JobKind.VERIFY)
             targets = {job.spec.target for job in verifying if isinstance(job.spec, VerifySpec)}
             for version in received:
-                if version.name not in targets and version.id not in self._given_up:
+                is_wanted = version.retired_at is None and version.id not in self._given_up
+                if is_wanted and version.name not in targets:
                     await self._store.insert(connection, _verify_job(version))
 
     async def _start_next(self) -> None:
@@ -153,8 +157,9 @@ class JobReconciler:
             return True
         version = await self._registry.version(job.spec.target)
         residence = await self._residence(version)
-        if residence.state == "waiting":
-            return False
+        is_new = now() - job.created_at < RANK_PATIENCE
+        if residence.state == "waiting" or (residence.code == "capacity_exhausted" and is_new):
+            return False  # that an evaluation asks it raises its rank
         if residence.state != "ready":
             await self._endings.fail(
                 job, residence.code or "not_resident", f"{version.name} cannot be served: {residence.reason}"

@@ -38,6 +38,8 @@ def judge_residence(
     version: AdapterVersion, places: Mapping[str, Place], *, engine_enabled: bool, given_up: str | None = None
 ) -> Residence:
     """Decide from the version's state and its places on the ready replicas. Without an engine verified is enough."""
+    if version.retired_at is not None:
+        return Residence(state="impossible", code="version_retired", reason=f"{version.name} is retired")
     if version.state in (VersionState.REJECTED, VersionState.QUARANTINED):
         return Residence(state="impossible", code=version.state_code or str(version.state), reason=version.state_reason)
     if version.state is VersionState.RECEIVED:

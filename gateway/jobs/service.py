@@ -226,6 +226,7 @@ class JobService:
             )
             raise Invalid(text, code="model_not_found", param="model")
         version = await self._visible_version(model, principal, param="model")
+        _check_not_retired(version, param="model")
         if version.state is not VersionState.VERIFIED:
             text = f"{model} is {version.state}; only a verified version can be trained on from"
             raise Invalid(text, code="model_not_verified", param="model")
@@ -235,6 +236,7 @@ class JobService:
             text = f"target {target!r:.80} does not name a version; write adapter@number, such as support@1"
             raise Invalid(text, code="bad_target", param="target")
         version = await self._visible_version(target, principal, param="target")
+        _check_not_retired(version, param="target")
         if version.state is not VersionState.VERIFIED:
             why = f" ({version.state_reason})" if version.state_reason else ""
             text = f"{target} is {version.state}{why}; only a verified version can be evaluated"
@@ -364,3 +366,9 @@ async def _stable_of(connection: AsyncConnection, route: str) -> str | None:
     table = tables.routes
     found = await connection.execute(select(table.c.stable).where(table.c.name == route))
     return found.scalar_one_or_none()
+
+
+def _check_not_retired(version: AdapterVersion, *, param: str) -> None:
+    if version.retired_at is not None:
+        text = f"{version.name} is retired; `turnout adapters restore {version.name}` brings it back"
+        raise Conflict(text, code="version_retired", param=param)

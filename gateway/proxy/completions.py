@@ -127,7 +127,8 @@ class Completions:
         watcher = asyncio.ensure_future(_disconnected(receive))
         watcher.add_done_callback(lambda done: None if done.cancelled() else cutter.cut("disconnect"))
         try:
-            await self._converse(scope["path"], request, exchange.answering, exchange, cutter, send)
+            with self._recorder.using(exchange.answering.variant):
+                await self._converse(scope["path"], request, exchange.answering, exchange, cutter, send)
         finally:
             watcher.cancel()
 

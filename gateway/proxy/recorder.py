@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from contextlib import suppress
+from collections import Counter, deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from itertools import islice
+from time import monotonic
 
 import structlog
-from sqlalchemy import insert
+from sqlalchemy import and_, insert, or_, update
 from sqlalchemy.exc import IntegrityError
 
 from .. import tables
-from ..database import Database
+from ..database import Database, now
 from ..errors import GatewayError
 from ..metrics import Metrics
+from ..routing.models import parse_pin
 
 log = structlog.get_logger(__name__)
 
 FLUSH_INTERVAL_S = 0.5
 MAX_QUEUED = 50_000
+USES_INTERVAL_S = 1.0  # between notes of which versions answer; the controller unloads none that was noted lately
 _BATCH = 1_000
 
 
@@ -54,6 +58,9 @@ class Recorder:
         self._metrics = metrics
         self._max_queued = max_queued
         self._queue: deque[Exposure] = deque()
+        self._answering: Counter[str] = Counter()  # versions by the requests that they answer now
+        self._used: set[str] = set()  # since the last note
+        self._noted_at = 0.0
         self._flushing = asyncio.Lock()
         self._stopping = asyncio.Event()
 
@@ -69,6 +76,19 @@ class Recorder:
             return
         self._queue.append(exposure)
 
+    @contextmanager
+    def using(self, version: str) -> Iterator[None]:
+        """While a request is answered by this version."""
+        self._answering[version] += 1
+        self._used.add(version)
+        try:
+            yield
+        finally:
+            self._used.add(version)
+            self._answering[version] -= 1
+            if not self._answering[version]:
+                del self._answering[version]
+
     async def run(self) -> None:
         """Store what is queued, again and again, until `stop`; then once more."""
         was_failing = False
@@ -78,6 +98,7 @@ class Recorder:
             is_last = self._stopping.is_set()
             try:
                 await self.flush()
+                await self.note_uses()
                 was_failing = False
             except Exception as error:
                 if not was_failing:
@@ -106,6 +127,20 @@ class Recorder:
                     log.error("exposures dropped", error=str(error.orig), count=len(batch))
                 for _ in batch:
                     self._queue.popleft()
+
+    async def note_uses(self) -> None:
+        """Say which versions answered since the last note, or are answering, at most once a second."""
+        used = self._used | set(self._answering)
+        if not used or monotonic() - self._noted_at < USES_INTERVAL_S:
+            return
+        self._used, self._noted_at = set(), monotonic()
+        table = tables.adapter_versions
+        pins = [pin for pin in map(parse_pin, used) if pin is not None]  # the base model is loaded in any case
+        if not pins:
+            return
+        mine = or_(*(and_(table.c.adapter == adapter, table.c.version == number) for adapter, number in pins))
+        async with self._database.write() as connection:
+            await connection.execute(update(table).where(mine).values(used_at=now()))
 
     async def _insert(self, batch: list[Exposure]) -> None:
         async with self._database.write() as connection:

@@ -86,6 +86,12 @@ def _check_may_pin(version: SnapshotVersion, principal: Principal) -> None:
             code=f"version_{version.state}",
             param="model",
         )
+    if version.is_retired:
+        raise Conflict(
+            f"{version.name} is retired and is not served; `turnout adapters restore {version.name}` brings it back",
+            code="version_retired",
+            param="model",
+        )
 
 
 def _answering(snapshot: Snapshot, route: str, target: str, *, code: str, is_assigned: bool) -> Answering:
@@ -95,7 +101,7 @@ def _answering(snapshot: Snapshot, route: str, target: str, *, code: str, is_ass
         digest, engine_name, code = base.digest, base.name, "engine_unavailable"
     else:
         version = snapshot.versions.get(target)
-        servable = version is not None and version.state == "verified"
+        servable = version is not None and version.state == "verified" and not version.is_retired
         digest, engine_name = (version.digest, version.engine_name) if version is not None else ("", "")
         replicas = snapshot.serving(engine_name) if servable else []
     if not replicas:

@@ -148,6 +148,13 @@ class Artifacts:
                 code="digest_mismatch",
             )
 
+    def set_aside(self, digest: str, into: Path) -> None:
+        """Move the files out of the store in one step, durably; they go with the directory that they are moved into."""
+        target = self.directory(digest)
+        if target.exists():
+            _set_aside(target, into)
+            fsync(target.parent)
+
     def store_manifest(self, manifest: Manifest) -> str:
         """Keep a manifest under its digest, durably."""
         digest = manifest_digest(manifest)
@@ -248,10 +255,10 @@ def _copy(folder: int, name: str, target: Path, *, max_bytes: int) -> None:
 
 
 def _set_aside(target: Path, staged: Path) -> None:
-    """Move a damaged directory out of the way; it goes with the staging directory."""
+    """Move a directory out of the way; it goes with the staging directory."""
     mode = stat.S_IMODE(target.stat().st_mode)
     target.chmod(mode | stat.S_IWUSR)
-    target.rename(staged / f"damaged-{secrets.token_hex(4)}")
+    target.rename(staged / f"aside-{secrets.token_hex(4)}")
 
 
 @contextmanager

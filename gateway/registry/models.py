@@ -45,9 +45,18 @@ class AdapterVersion(BaseModel, frozen=True):
     promoted_at: datetime | None = Field(default=None, description="when it first became stable")
     gated_at: datetime | None = Field(default=None, description="when it became stable by passed gates; never by force")
     rolled_back_at: datetime | None = Field(default=None, description="when a rollback took it back")
+    retired_at: datetime | None = Field(
+        default=None, description="since when no engine loads it; its bytes may be gone"
+    )
+    used_at: datetime | None = Field(default=None, description="when it last answered a request, to a few seconds")
     created_at: datetime
     created_by: str
     project_id: str
+
+    @property
+    def is_servable(self) -> bool:
+        """Whether engines may load it."""
+        return self.state is VersionState.VERIFIED and self.retired_at is None
 
     @property
     def name(self) -> str:
@@ -85,6 +94,7 @@ class ResidencyState(StrEnum):
     LOADING = "loading"
     PROBING = "probing"
     READY = "ready"
+    WAITING = "waiting"  # failed a moment ago; tried again after a pause
     QUARANTINED = "quarantined"
     REFUSED = "refused"  # for want of room or of whole files, not for a fault of its own
 

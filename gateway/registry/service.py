@@ -79,20 +79,20 @@ class Registry:
     ) -> tuple[AdapterVersion, bool]:
         """Check a bundle, or a plain PEFT folder, and make it the adapter's next version; whether it is new.
 
-        The same bytes again are the same version. Raises `Refused` with a code of `REASONS`, `Invalid` for a bad name,
+        The same bytes again are the same version, back from retirement if it was there. Raises `Refused` with a code of `REASONS`, `Invalid` for a bad name,
         `Conflict` when the same weights come with another manifest or the name is another project's.
         """
         self._check_name(adapter)
         if parent is not None and not re.fullmatch(VERSION_PATTERN, parent):
             raise Invalid(f"parent {parent!r} is not a version such as support@1", code="bad_parent", param="parent")
-        async with self._checking:
-            checked, manifest = await asyncio.to_thread(self._receive, adapter, source, parent)
-        version = self._draft(adapter, checked, manifest, actor=actor, project_id=project_id, job_id=job_id)
         for _ in range(_ATTEMPTS):
-            try:
-                return await self._record(version, claims_manifest=checked.manifest is not None)
-            except IntegrityError:  # somebody else took the name or the number first: look again
-                continue
+            async with self._checking:
+                checked, manifest = await asyncio.to_thread(self._receive, adapter, source, parent)
+            draft = self._draft(adapter, checked, manifest, actor=actor, project_id=project_id, job_id=job_id)
+            recorded = await self._try_to_record(draft, claims_manifest=checked.manifest is not None)
+            # Files that only retired versions had may have been removed before the record said that they are needed.
+            if recorded is not None and self.directory(recorded[0]).exists():
+                return recorded
         raise Conflict(f"adapter {adapter!r} is being published to without pause; try again", code="busy")
 
     async def adapters(self) -> list[Adapter]:
@@ -168,6 +168,10 @@ class Registry:
         """Where the version's two files are; the path an engine loads."""
         return self._artifacts.directory(version.digest)
 
+    def set_aside(self, version: AdapterVersion, into: Path) -> None:
+        """Move the version's files out of where they are looked for. For whoever knows that nobody needs them."""
+        self._artifacts.set_aside(version.digest, into)
+
     def manifest(self, version: AdapterVersion) -> Manifest:
         """Where the version comes from."""
         return self._artifacts.manifest(version.manifest_digest)
@@ -215,6 +219,16 @@ class Registry:
             parent=manifest.parent, job_id=job_id, state=VersionState.RECEIVED, created_at=now(), created_by=actor, project_id=project_id,
         )  # fmt: skip
 
+    async def _try_to_record(
+        self, draft: AdapterVersion, *, claims_manifest: bool
+    ) -> tuple[AdapterVersion, bool] | None:
+        for _ in range(_ATTEMPTS):
+            try:
+                return await self._record(draft, claims_manifest=claims_manifest)
+            except IntegrityError:  # somebody else took the name or the number first: look again
+                continue
+        return None
+
     async def _record(self, draft: AdapterVersion, *, claims_manifest: bool) -> tuple[AdapterVersion, bool]:
         async with self._database.write() as connection:
             owner = await store.read_owner(connection, draft.adapter)
@@ -224,7 +238,8 @@ class Registry:
                 )
             existing = await store.read_version_by_digest(connection, draft.adapter, draft.digest)
             if existing is not None:
-                return _same(existing, draft, claims_manifest=claims_manifest), False
+                found = _same(existing, draft, claims_manifest=claims_manifest)
+                return await _unretired(connection, found, actor=draft.created_by), False
             number = await store.next_number(connection, draft.adapter)
             version = draft.model_copy(update={"version": number})
             if await store.read_adapter(connection, version.adapter) is None:
@@ -242,6 +257,19 @@ class Registry:
             await bump_revision(connection)
         log.info("version published", version=version.name, digest=version.digest, job_id=version.job_id)
         return version, True
+
+
+async def _unretired(connection: AsyncConnection, version: AdapterVersion, *, actor: str) -> AdapterVersion:
+    """Who publishes a version's bytes again wants it again."""
+    if version.retired_at is None:
+        return version
+    await store.update_retired(connection, version, retired_at=None)
+    await record_audit(
+        connection, project_id=version.project_id, actor=actor, action="version.restore", subject=version.name,
+        before={"retired": True}, after={"retired": False}, reason="published again",
+    )  # fmt: skip
+    await bump_revision(connection)
+    return version.model_copy(update={"retired_at": None})
 
 
 def _same(existing: AdapterVersion, draft: AdapterVersion, *, claims_manifest: bool) -> AdapterVersion:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Row, func, insert, select, update
@@ -94,6 +95,12 @@ async def update_state(
         .values(state=state.value, state_code=code, state_reason=reason)
     )
     return moved.rowcount == 1
+
+
+async def update_retired(connection: AsyncConnection, version: AdapterVersion, *, retired_at: datetime | None) -> None:
+    """Take a version out of what engines load, or back into it."""
+    mine = adapter_versions.c.id == version.id
+    await connection.execute(update(adapter_versions).where(mine).values(retired_at=retired_at))
 
 
 def _maybe_version(row: Row[Any] | None) -> AdapterVersion | None:

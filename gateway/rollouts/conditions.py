@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -12,6 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..errors import Conflict, Invalid, Refused
+from ..lease import FRESH_WITHIN_S, residency_is_fresh, seconds_silent
 from ..names import engine_name, version_name
 from ..registry.models import ReplicaState, ResidencyState, VersionState
 from ..routing.models import Route, Variant, parse_pin
@@ -28,6 +30,7 @@ class RouteVersion(BaseModel, frozen=True):
     base_digest: str
     state: VersionState
     past: Past
+    is_retired: bool = False
 
     @property
     def name(self) -> str:
@@ -55,7 +58,7 @@ def _version(row: Any) -> RouteVersion:
         version=row["version"],
         was_stable=row["promoted_at"] is not None,
         is_rolled_back=row["rolled_back_at"] is not None,
-        is_servable=row["state"] == VersionState.VERIFIED,
+        is_servable=row["state"] == VersionState.VERIFIED and row["retired_at"] is None,
         was_gated=row["gated_at"] is not None,
     )
     return RouteVersion(
@@ -66,6 +69,7 @@ def _version(row: Any) -> RouteVersion:
         base_digest=row["base_digest"],
         state=VersionState(row["state"]),
         past=past,
+        is_retired=row["retired_at"] is not None,
     )
 
 
@@ -84,6 +88,9 @@ def digest_of(versions: Sequence[RouteVersion], target: str) -> str:
 
 def check_verified(version: RouteVersion) -> None:
     """Raise `Refused` unless it ran on its base and was found sane."""
+    if version.is_retired:
+        text = f"{version.name} is retired; `turnout adapters restore {version.name}` brings it back"
+        raise Refused(text, code="version_retired", param="target")
     if version.state is VersionState.VERIFIED:
         return
     later = "wait for its verification" if version.state is VersionState.RECEIVED else "it can never be served"
@@ -91,7 +98,8 @@ def check_verified(version: RouteVersion) -> None:
 
 
 async def check_resident(connection: AsyncConnection, version: RouteVersion) -> None:
-    """Raise `Conflict` unless every ready engine, and one at least, has it loaded."""
+    """Raise `Conflict` unless every ready engine, and one at least, has it loaded, as somebody alive says."""
+    await check_fresh(connection)
     ready = await _ready_replicas(connection)
     if not ready:
         raise Conflict("no engine is ready: nothing can be promoted until one is", code="no_ready_engine")
@@ -140,28 +148,49 @@ def shares(variants: Sequence[Variant]) -> dict[str, Fraction]:
 
 
 async def needs_load(connection: AsyncConnection, versions: Sequence[RouteVersion], target: str) -> bool:
-    """Whether requests for `target` would fail until an engine has loaded it; base needs no load."""
+    """Whether requests for `target` may fail until an engine has loaded it, as far as anybody alive knows; base needs no load."""
     version = next((found for found in versions if found.name == target), None)
     if version is None:
         return False
-    ready = await _ready_replicas(connection)
-    return not ready or not ready <= await _holders(connection, version.engine_name)
+    return not await residency_is_fresh(connection) or not await _is_held(connection, version)
 
 
-async def check_strands_nobody(connection: AsyncConnection, route: Route, target: str, *, base: str) -> None:
+async def check_strands_nobody(
+    connection: AsyncConnection, route: Route, versions: Sequence[RouteVersion], target: str
+) -> None:
     """Raise `Conflict` when traffic is answered now and would not be after a move to `target`, which needs a load.
 
-    With no engine ready there is nothing to lose: whatever a route needs is loaded before an engine is ready.
+    With no engine ready there is nothing to lose: whatever a route needs is loaded before an engine is ready. What is
+    only unknown, because nobody looks after the engines, stops no rollback.
     """
-    if not await _ready_replicas(connection):
+    version = next((found for found in versions if found.name == target), None)
+    if version is None or not await _ready_replicas(connection) or await _is_held(connection, version):
         return
     raise Conflict(
         f"{target} is not loaded on every engine that takes traffic: requests for {route.name!r} would fail until it is. "
         f"Wait for the load and move then (`turnout rollback {route.name} --to {target} --wait-for-load`), go to the base "
-        f"model {base}, which is always there, or move all the same (`--accept-load`)",
+        f"model {version.base_model}, which is always there, or move all the same (`--accept-load`)",
         code="needs_load",
         param="to",
     )
+
+
+async def _is_held(connection: AsyncConnection, version: RouteVersion) -> bool:
+    ready = await _ready_replicas(connection)
+    return bool(ready) and ready <= await _holders(connection, version.engine_name)
+
+
+async def check_fresh(connection: AsyncConnection) -> None:
+    """Raise `Conflict` while nobody looks after the engines: what is said of them may be long over."""
+    silent_s = await seconds_silent(connection)
+    if silent_s > FRESH_WITHIN_S:
+        since = "ever" if math.isinf(silent_s) else f"for {silent_s:.0f} s"
+        raise Conflict(
+            f"no controller has told {since} which engines live and what they hold, so what the tables say counts as "
+            "unknown; see `turnout status`, start the server again (`turnout serve`), and try again",
+            code="residency_unknown",
+            param="target",
+        )
 
 
 async def _ready_replicas(connection: AsyncConnection) -> set[str]:

@@ -151,7 +151,7 @@ class Promotions:
             check_goes_no_further(held, None if to in aliases else to, further=further, leads_to=target)
             is_missing = await needs_load(connection, versions, target)
             if is_missing and not accept_load:
-                await check_strands_nobody(connection, held, target, base=pointers.base)
+                await check_strands_nobody(connection, held, versions, target)
             return rolled_back(held, move, Mover(principal.actor, now()), needs_load=is_missing)
 
         moved = await self._move(call, decide)

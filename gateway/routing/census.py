@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sqlalchemy import Column, func, select
+from sqlalchemy import ColumnElement, case, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
@@ -28,7 +28,7 @@ async def take_census(database: Database) -> Census:
     """Count everything now."""
     async with database.read() as connection:
         return Census(
-            versions=await _count(connection, tables.adapter_versions.c.state),
+            versions=await _count(connection, _standing()),
             residency=await _count(connection, tables.residency.c.state),
             replicas=await _count(connection, tables.replicas.c.state),
             jobs=await _count(connection, tables.jobs.c.kind, tables.jobs.c.state),
@@ -36,6 +36,11 @@ async def take_census(database: Database) -> Census:
         )
 
 
-async def _count(connection: AsyncConnection, *columns: Column[str]) -> Counts:
+def _standing() -> ColumnElement[str]:
+    table = tables.adapter_versions
+    return case((table.c.retired_at.is_not(None), "retired"), else_=table.c.state)
+
+
+async def _count(connection: AsyncConnection, *columns: ColumnElement[str]) -> Counts:
     rows = await connection.execute(select(*columns, func.count()).group_by(*columns))
     return {tuple(str(value) for value in row[:-1]): int(row[-1]) for row in rows}

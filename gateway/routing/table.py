@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..database import Database, now, read_revision
 from ..errors import GatewayError
+from ..lease import lease_until
 from ..names import engine_name, version_name
 from ..processes import look_at
 
@@ -56,6 +57,7 @@ class SnapshotVersion:
     is_promoted: bool
     is_rolled_back: bool
     created_at: datetime
+    is_retired: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +171,7 @@ async def _versions(connection: AsyncConnection) -> dict[str, SnapshotVersion]:
             is_promoted=row["promoted_at"] is not None,
             is_rolled_back=row["rolled_back_at"] is not None,
             created_at=row["created_at"],
+            is_retired=row["retired_at"] is not None,
         )
     return found
 
@@ -207,6 +210,7 @@ class RoutingTable:
         self._listeners: list[Callable[[Snapshot], None]] = []
         self._saved_revision = -1
         self._seen_at: float | None = None
+        self.controller_until: datetime | None = None  # when the controller's lease runs out, as last seen
         self.current = Snapshot(revision=-1, bases=self._bases)
         self.failed_refreshes = 0
         self.failed_saves = 0
@@ -232,6 +236,7 @@ class RoutingTable:
             async with self._database.read() as connection:
                 if self._seen_at is None or await read_revision(connection) != self.current.revision:
                     self._install(await load_snapshot(connection, self._bases))
+                self.controller_until = await lease_until(connection)
             self._seen_at = time.monotonic()
             return self.current
 

@@ -3,6 +3,9 @@
 `python -m tests.fakes.engine --uds PATH --served-model-name NAME` runs it as a process; other arguments of vLLM are
 taken and ignored. In a test's own loop: `async with FakeEngine(socket) as engine`. Like the real one it serves base
 when a request names no model, and dies of `prompt_logprobs`: the gateway must never let either through.
+
+Its memory of adapters is vLLM's: the least recently used goes at a load that finds it full, unloading only takes a name
+off the list, and a request for a listed adapter that went reads its files again, which kills it when they are gone.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import os
 import sys
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -47,6 +50,7 @@ class Loaded:
     path: Path
     identity: str
     is_poisoned: bool
+    number: int = 0  # of the load; 0: came by no load, and is outside the memory's count
 
 
 @dataclass(frozen=True)
@@ -67,8 +71,14 @@ class FakeEngine:
         model_name: str = "smollm2-135m",
         base_path: str = "/models/base",
         on_death: Callable[[], None] | None = None,
+        slots: int | None = None,
     ) -> None:
         self.socket = socket
+        # Adapters that it keeps; None: without end. The memory holds what was unloaded too, least recently used first.
+        self.slots = slots
+        self.memory: OrderedDict[int, str] = OrderedDict()
+        self.reread: list[str] = []
+        self._loads = 0
         self.model_name = model_name
         self.base_path = base_path
         self.adapters: dict[str, Loaded] = {}
@@ -129,7 +139,31 @@ class FakeEngine:
     def load(self, name: str, path: Path) -> None:
         """Put an adapter in without asking over HTTP."""
         weights = path / "adapter_model.safetensors"
-        self.adapters[name] = Loaded(path, weights_identity(weights), has_nan(weights))
+        made = Loaded(path, weights_identity(weights), has_nan(weights), self._loads + 1)
+        self._loads += 1
+        self._keep(made.number, name)
+        self.adapters[name] = made
+
+    def _keep(self, number: int, name: str) -> None:
+        """The most recently used from now on; the least is forgotten when there is no room."""
+        if number not in self.memory and self.slots is not None and len(self.memory) >= self.slots:
+            self.memory.popitem(last=False)
+        self.memory[number] = name
+        self.memory.move_to_end(number)
+
+    def forgotten(self) -> set[str]:
+        """Listed, and read from disk in the middle of a step when it is asked for."""
+        return {name for name, held in self.adapters.items() if held.number and held.number not in self.memory}
+
+    def _use(self, name: str) -> None:
+        held = self.adapters[name]
+        if not held.number:
+            return
+        if held.number not in self.memory:
+            self.reread.append(name)
+            if not (held.path / "adapter_model.safetensors").is_file():
+                self.die()
+        self._keep(held.number, name)
 
     def load_named(self, name: str) -> None:
         """Put an adapter in that has no files: its identity is its name."""
@@ -211,6 +245,9 @@ class FakeEngine:
                 "completed": self.completed,
                 "adapters": {name: str(adapter.path) for name, adapter in self.adapters.items()},
                 "calls": self.calls,
+                "memory": list(self.memory.values()),
+                "forgotten": sorted(self.forgotten()),
+                "reread": self.reread,
             }
         )
 
@@ -250,6 +287,8 @@ class FakeEngine:
         if body.get("prompt_logprobs") is not None or (body.get("echo") and body.get("logprobs") is not None):
             self.die()
         adapter = self.adapters.get(model)
+        if adapter is not None:
+            self._use(model)
         if adapter is not None and adapter.is_poisoned and body.get("logprobs"):
             return _error(400, "BadRequestError", "Out of range float values are not JSON compliant")
         directives = Directives.of(" ".join(directed))
@@ -456,7 +495,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
     await asyncio.sleep(arguments.fake_start_delay_s)
     name = arguments.served_model_name or arguments.model or "base"
     async with FakeEngine(
-        arguments.uds, model_name=name, base_path=arguments.model or "", on_death=lambda: os._exit(1)
+        arguments.uds,
+        model_name=name,
+        base_path=arguments.model or "",
+        on_death=lambda: os._exit(1),
+        slots=arguments.max_cpu_loras,
     ):
         sys.stdout.write("fake engine is up\n")
         sys.stdout.flush()
@@ -469,6 +512,7 @@ def main() -> None:
     parser.add_argument("--uds", type=Path, required=True)
     parser.add_argument("--model")
     parser.add_argument("--served-model-name")
+    parser.add_argument("--max-cpu-loras", type=int)
     parser.add_argument(
         "--fake-start-delay-s", type=float, default=float(os.environ.get("FAKE_ENGINE_START_DELAY_S", "0"))
     )

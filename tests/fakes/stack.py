@@ -7,6 +7,7 @@ import contextlib
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Callable
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 from types import TracebackType
@@ -19,6 +20,7 @@ from gateway import tables
 from gateway.app import Gateway
 from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
 from gateway.keys import Keys, load_pepper
+from gateway.lease import EXPIRE_S
 from gateway.migrations.run import migrate
 from gateway.proxy.cutting import Timeouts
 from gateway.registry.models import AdapterVersion, VersionState
@@ -75,6 +77,7 @@ class Stack:
         await migrated(self.settings)
         await self.engine.start()
         await self.add_replica("replica-1", self.engine)
+        await a_living_controller(self.database)
         keys = Keys(self.database, load_pepper(self.settings))
         for name, scopes in {
             "admin": ["admin"],
@@ -222,6 +225,15 @@ class Stack:
         """Everything in a table."""
         async with self.database.read() as connection:
             return list((await connection.execute(select(table))).all())
+
+
+async def a_living_controller(database: Database, *, silent_s: float = -86_400.0) -> None:
+    """A controller's lease, renewed so long ago; by default it is good for a day."""
+    table = tables.leases
+    async with database.write() as connection:
+        await connection.execute(delete(table))
+        until = now() + timedelta(seconds=EXPIRE_S - silent_s)
+        await connection.execute(insert(table).values(name="controller", holder="test", epoch=1, expires_at=until))
 
 
 _schema: list[bytes] = []

@@ -41,6 +41,7 @@ class WilfulEngine(FakeEngine):
         if name in self.ordered("die_on_load"):
             os.kill(os.getpid(), 9)
         if name in self.ordered("refuse"):
+            self.calls.append(f"refuse {name}")
             message = (
                 "Call to add_lora method failed: Worker failed with error 'no', please check the stack trace above"
             )
@@ -99,6 +100,7 @@ async def _serve(arguments: argparse.Namespace) -> None:
         model_name=arguments.served_model_name,
         base_path=arguments.model,
         on_death=lambda: os._exit(1),
+        slots=arguments.max_cpu_loras,
     )
     while engine.ordered("start") == "spin":
         pass
@@ -119,6 +121,7 @@ def main() -> None:
     parser.add_argument("--uds", type=Path, required=True)
     parser.add_argument("--model")
     parser.add_argument("--served-model-name")
+    parser.add_argument("--max-cpu-loras", type=int)
     arguments, _ = parser.parse_known_args()
     asyncio.run(_serve(arguments))
 

@@ -16,7 +16,7 @@ from gateway.database import DEFAULT_PROJECT, Database
 from gateway.engine import reconciler as module
 from gateway.engine.admin import EngineAdmin
 from gateway.engine.probe import Prober
-from gateway.engine.reconciler import MAX_FAILURES, Converger, LoadLedger, Session
+from gateway.engine.reconciler import MAX_UNREADABLE, Converger, LoadLedger, Session
 from gateway.errors import Unavailable
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.registry.service import Registry
@@ -112,7 +112,7 @@ async def test_a_disk_that_goes_on_not_answering_holds_up_no_other_version(
     monkeypatch.setattr(module, "FIRST_LOOK_S", 3600.0)
     monkeypatch.setattr(module, "LATEST_LOOK_S", 3600.0)
 
-    for _ in range(MAX_FAILURES - 1):
+    for _ in range(MAX_UNREADABLE - 1):
         with pytest.raises(Unavailable):
             await replica.converge()
     await replica.converge()
@@ -123,10 +123,10 @@ async def test_a_disk_that_goes_on_not_answering_holds_up_no_other_version(
 
 async def test_it_is_loaded_when_the_disk_answers_again(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
     silent = await replica.verified(1)
-    monkeypatch.setattr(Registry, "verify_files", unreadable(repeat(True, MAX_FAILURES), silent.name))
+    monkeypatch.setattr(Registry, "verify_files", unreadable(repeat(True, MAX_UNREADABLE), silent.name))
     monkeypatch.setattr(module, "FIRST_LOOK_S", 0.0)
 
-    for _ in range(MAX_FAILURES - 1):
+    for _ in range(MAX_UNREADABLE - 1):
         with pytest.raises(Unavailable):
             await replica.converge()
     await replica.converge()

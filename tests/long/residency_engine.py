@@ -29,17 +29,15 @@ class Engine(FakeEngine):
     """One start of the engine: notes what it is asked, and fails as it is told."""
 
     def __init__(self, socket: Path, teller: Teller, fleet: InProcessFleet, *, model: str) -> None:
-        super().__init__(socket, model_name=model, on_death=fleet.note_death)
+        super().__init__(socket, model_name=model, on_death=fleet.note_death, slots=fleet.slots)
         self.epoch = f"start-{fleet.starts}"
         self.probed: Counter[str] = Counter()  # answers with log-probabilities since the load
-        self.tried: set[str] = set()
         self._teller = teller
 
     async def _load(self, request: web.Request) -> web.Response:
         body = json.loads(await request.read())
         name = body["lora_name"]
         await self._teller.note_load(body)
-        self.tried.add(name)
         fault = self._teller.fault_of(name)
         if fault == "die":
             self.die()
@@ -73,10 +71,11 @@ class Engine(FakeEngine):
 class InProcessFleet:
     """A driver of one replica: engines in this process, each on the same socket, one after the other."""
 
-    def __init__(self, teller: Teller, *, replica_id: str, model: str) -> None:
+    def __init__(self, teller: Teller, *, replica_id: str, model: str, slots: int) -> None:
         self._teller = teller
         self._replica_id = replica_id
         self._model = model
+        self.slots = slots
         self._turn = asyncio.Lock()
         self.engine: Engine | None = None
         self.is_running = False

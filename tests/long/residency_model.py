@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from gateway.database import Database, sqlite_file
-from gateway.engine.fleet import engine_spec
+from gateway.engine.fleet import engine_slots, engine_spec
 from gateway.registry.models import AdapterVersion
 from gateway.registry.service import Registry
 from gateway.settings import Settings
@@ -74,7 +74,9 @@ class Watched:
     def __post_init__(self) -> None:
         self.random = random.Random(self.seed)
         self.spec = engine_spec(self.settings)
-        self.fleet = InProcessFleet(self, replica_id=self.spec.id, model=self.settings.base_model.name)
+        self.fleet = InProcessFleet(
+            self, replica_id=self.spec.id, model=self.settings.base_model.name, slots=engine_slots(self.settings)
+        )
         self.capacity = self.settings.engine.max_cpu_loras - 1
         self.is_tight = self.capacity < 10
         self.crashes_left = 0
@@ -144,10 +146,10 @@ class Watched:
             if state == "ready" and self.before_crash is not None and self.before_crash[0] != epoch:
                 self._look_at_restored(self.before_crash[1])
                 self.before_crash = None
-            if len(engine.tried) > self.capacity:
-                self.wrong.append(
-                    f"{len(engine.tried)} adapters were loaded in an engine with room for {self.capacity}"
-                )
+            if forgotten := engine.forgotten():
+                self.wrong.append(f"the engine forgot {sorted(forgotten)}, which may be asked for")
+            if engine.reread:
+                self.wrong.append(f"the engine read {engine.reread} again in the middle of a step")
         if self.wrong:
             raise Disagreement(self._told(self.wrong))
 
@@ -161,19 +163,20 @@ class Watched:
                 self.wrong.append(f"{name} is READY after {engine.probed[name]} probes")
 
     def _look_at_restored(self, names: set[str]) -> None:
-        rows, routed = self.rows(), self._routed()
+        rows, routed = self.rows(), set(self._routed())
         for name in names - self.disturbed:
             known = self.versions[name]
-            if self.is_tight and known.version.name not in routed:
-                continue  # a newer one may have taken its place
+            if known.version.name not in routed:
+                continue  # it may come later
             if known.fault == "rot":
                 continue  # its files are no longer what was published
             if rows.get(name) != "ready" and self.version_row(known)["state"] == "verified":
                 self.wrong.append(f"the engine takes traffic again and {name} is {rows.get(name)}")
 
-    def _routed(self) -> set[str]:
-        rows = self.reader.execute("SELECT stable, previous FROM routes").fetchall()
-        return {row[pointer] for row in rows for pointer in ("stable", "previous")}
+    def _routed(self) -> list[str]:
+        """What routes need, most needed first."""
+        rows = self.reader.execute("SELECT stable, previous FROM routes ORDER BY name").fetchall()
+        return list(dict.fromkeys(row[pointer] for pointer in ("stable", "previous") for row in rows))
 
     # ---- Once it is calm
 
@@ -220,17 +223,17 @@ class Watched:
         if known.fault == "rot":
             # Spoilt on the disk, what is loaded goes on; it may not come in again until it is published again.
             return None if is_in or (is_out and row == "refused") else f"is spoilt, and {row}"
-        if is_in or (row == "refused" and is_out and len(engine.tried) >= self.capacity):
+        if is_in or (row == "refused" and is_out and name not in self._needed_most()):
             return None
         return f"is good, and {row}"
 
-    def _check_priority(self) -> None:
-        """From an empty engine: what routes name, then the newest."""
-        routed = self._routed()
-        known = [each for each in self.versions.values() if each.is_verified and each.has_reference]
+    def _needed_most(self) -> set[str]:
+        """What routes name, then the newest, as many as there is room for."""
+        known = [each for each in self.versions.values() if each.is_verified and not self._is_condemned(each)]
         known.sort(key=lambda each: (each.version.created_at, each.version.id), reverse=True)
-        known.sort(key=lambda each: each.version.name not in routed)
-        wanted = {each.version.engine_name for each in known[: self.capacity]}
-        held = set(self.fleet.engine.adapters) if self.fleet.engine else set()
-        if held != wanted:
-            raise Disagreement(self._told([f"a fresh engine holds {sorted(held)}, needed most is {sorted(wanted)}"]))
+        order = {name: place for place, name in enumerate(self._routed())}
+        known.sort(key=lambda each: order.get(each.version.name, len(order)))
+        return {each.version.engine_name for each in known[: self.capacity]}
+
+    def _is_condemned(self, known: Known) -> bool:
+        return bool(self.version_row(known)["state"] == "quarantined")

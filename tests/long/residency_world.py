@@ -22,7 +22,7 @@ from gateway.settings import BaseModelSettings, EngineSettings, Settings
 from tests.corpus import WEIGHTS, make_adapter, make_base
 from tests.fakes.answers import fake_reference
 from tests.fakes.engine import Loaded
-from tests.fakes.stack import migrated
+from tests.fakes.stack import a_living_controller, migrated
 
 from . import residency_model
 from .residency_model import FAULTS, LOOK_S, PROMPTS, Known, Watched
@@ -66,15 +66,12 @@ class Simulation(Watched):
 
     async def run(self, steps: int) -> None:
         """That many disturbances, with calm every now and then, and at the end once more from an empty engine."""
-        await self._publish()
-        await self.calm()
+        await self.publish_good()
         for _ in range(steps):
             await self.step()
         await self.calm()
         await self._crash()
         await self.calm()
-        if self.is_tight:
-            await self.quietly(self._check_priority)
 
     async def step(self) -> None:
         """One disturbance."""
@@ -199,7 +196,8 @@ class Simulation(Watched):
     async def _rot(self) -> None:
         """The disk loses a bit of a version that is loaded."""
         name = await self._any_served()
-        if name is not None and self.versions[name].fault is None:
+        others = [known for known in self.versions.values() if known.fault is None and known.is_verified]
+        if name is not None and self.versions[name].fault is None and len(others) > 1:  # some neighbour stays well
             known = self.versions[name]
             known.fault = "rot"
             self._spoil(self.registry.directory(known.version) / WEIGHTS)
@@ -264,6 +262,7 @@ async def a_simulation(directory: Path, seed: int) -> AsyncIterator[Simulation]:
     settings.prepare_directories()
     await migrated(settings)
     database = Database(settings.database)
+    await a_living_controller(database)
     registry = Registry(database, settings, base, on_publish=(create_route_for,))
     simulation = Simulation(seed, settings, database, registry, directory / "sources")
     try:

@@ -74,6 +74,8 @@ class Simulation(Checked):
             self.model.ready[replica] = True
             values = {"id": replica, "state": "ready", "socket": "/s", "epoch": "1", "self_test": "passed"}
             await self._write(insert(tables.replicas).values(**values, revision=1))
+        until = datetime.now(UTC) + timedelta(days=1)
+        await self._write(insert(tables.leases).values(name="controller", holder="test", epoch=1, expires_at=until))
         for route in ROUTES:
             await self._publish(route)
 

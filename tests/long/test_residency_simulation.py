@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from gateway.engine import admin, lifecycle, reconciler, replicas
+from gateway.engine import admin, evidence, lifecycle, reconciler, replicas
 from gateway.engine.admin import EngineAdmin
 from gateway.engine.plan import Observed
 from gateway.engine.reconciler import Converger
@@ -36,6 +36,8 @@ def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(replicas, "_IDLE_S", 0.005)
     monkeypatch.setattr(lifecycle, "MAX_BACKOFF_S", 0.02)
     monkeypatch.setattr(reconciler, "SETTLE_S", 0.03)
+    monkeypatch.setattr(evidence, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(evidence, "LATEST_PAUSE_S", 0.05)
     monkeypatch.setattr(reconciler, "FIRST_LOOK_S", 0.01)
     monkeypatch.setattr(reconciler, "LATEST_LOOK_S", 0.05)
     monkeypatch.setattr(admin, "_LOAD_TIMEOUT_S", 0.5)
@@ -104,14 +106,21 @@ def _without_quarantine(patch: pytest.MonkeyPatch) -> None:
 
 
 def _without_suspicion(patch: pytest.MonkeyPatch) -> None:
-    async def trusting(*arguments: object) -> list[str]:
-        return []
+    async def trusting(*arguments: object) -> tuple[list[str], bool]:
+        return [], False
 
     patch.setattr(Converger, "suspects", trusting)
 
 
 def _without_cap(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(reconciler, "Observed", lambda **seen: Observed(**(seen | {"capacity": 10**6})))
+
+
+def _without_touch(patch: pytest.MonkeyPatch) -> None:
+    async def untouched(*arguments: object) -> None:
+        return None
+
+    patch.setattr(Converger, "_touch", untouched)
 
 
 def _in_place(patch: pytest.MonkeyPatch) -> None:
@@ -128,6 +137,7 @@ GUARDS: dict[str, Callable[[pytest.MonkeyPatch], None]] = {
     "quarantine": _without_quarantine,
     "suspicion": _without_suspicion,
     "room": _without_cap,
+    "touch": _without_touch,
     "never in place": _in_place,
 }
 
