@@ -54,7 +54,7 @@ class Replica:
 
     async def converge(self) -> None:
         """Until there is nothing to do."""
-        while not await self.converger.converge(self.session):
+        while not (await self.converger.converge(self.session)).is_done:
             pass
 
 

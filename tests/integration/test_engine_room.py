@@ -157,7 +157,7 @@ async def test_a_stable_version_is_never_condemned_for_what_kills_the_engine(wor
     os.kill(await world.engine_pid(), signal.SIGKILL)
 
     async def died_again_and_again() -> bool:
-        return bool(max(row["attempt"] for row in await world.rows(tables.processes)) >= 4)
+        return any(row["attempt"] >= 4 for row in await world.rows(tables.processes))
 
     await world.until(died_again_and_again, "two reloads were killed beside the first death", timeout_s=90)
     await world.ready(other)
@@ -179,7 +179,8 @@ async def test_a_stable_version_that_the_engine_refuses_stays_and_says_why(world
         replica = await world.replica()
         if replica["state"] != "ready" or replica["epoch"] == before["epoch"]:
             return False
-        return bool((await engine(world))["calls"].count(f"refuse {stable.engine_name}") > 3)
+        calls: list[str] = (await engine(world))["calls"]
+        return calls.count(f"refuse {stable.engine_name}") > 3
 
     await world.until(refused_often, "it is refused more often than condemns others", timeout_s=60)
     row = await world.settled(stable, "waiting")

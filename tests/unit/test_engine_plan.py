@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.engine.models import Resident, Wanted
@@ -201,6 +201,7 @@ def test_a_stranger_goes_before_any_version_does() -> None:
 
 
 @pytest.mark.invariant(7)
+@settings(deadline=None)
 @given(
     ranked=st.lists(st.integers(1, 12), unique=True, min_size=1, max_size=12),
     loaded=st.sets(st.integers(1, 12)),
@@ -335,7 +336,8 @@ def act(engine: LruEngine, step: Action, states: dict[str, ResidencyState], desi
             del engine.listed[name]
 
 
-@given(count=st.integers(0, 40), capacity=st.integers(1, 40))
+@settings(deadline=None)
+@given(count=st.integers(0, 24), capacity=st.integers(1, 24))
 def test_comes_to_rest_with_the_most_needed_resident(count: int, capacity: int) -> None:
     wanted = list(range(1, count + 1))
 
@@ -348,6 +350,7 @@ RANKINGS = st.lists(st.permutations(range(1, 8)), min_size=1, max_size=8)
 
 
 @pytest.mark.invariant(5)
+@settings(deadline=None)
 @given(rankings=RANKINGS, capacity=st.integers(1, 5), data=st.data())
 def test_the_engines_own_eviction_never_takes_what_may_be_asked_for(
     rankings: list[list[int]], capacity: int, data: st.DataObject
