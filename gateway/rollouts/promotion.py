@@ -84,7 +84,7 @@ class Promotions:
         started = time.perf_counter()
         reason = _checked_reason(reason, force=force)
         gates = {} if force else await self._gates(route, principal)
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             versions = await versions_of(connection, held)
             move = promote(_pointers(held, versions), target, [version.past for version in versions], force=force)
@@ -117,7 +117,7 @@ class Promotions:
         if expected_revision is None:
             async with self._database.read() as connection:
                 expected_revision = (await get_route(connection, route, project_id=principal.project_id)).revision
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             versions = await versions_of(connection, held)
             arms = [variant.target for variant in held.variants if variant.weight]
@@ -149,7 +149,7 @@ class Promotions:
         if len(wanted) > MAX_VARIANTS:
             raise Invalid(f"{len(wanted)} variants; at most {MAX_VARIANTS}", code="too_many_variants", param="variants")
         gates = {} if force else await self._gates(route, principal, wanted)
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             versions = await versions_of(connection, held)
             for variant in wanted:
@@ -174,7 +174,7 @@ class Promotions:
     ) -> Route:
         """Name the version that comes next: engines load it, traffic stays where it is."""
         reason = _checked_reason(reason, force=False)
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             if target is not None:
                 check_verified(named(await versions_of(connection, held), target))
@@ -199,7 +199,7 @@ class Promotions:
             raise Invalid(f"{len(gates)} gates; at most {MAX_GATES}", code="too_many_gates", param="suites")
         for name in gates:
             await self._suite_digest(name)
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             after = await save_route(connection, held.model_copy(update={"gates": gates}), actor=principal.actor)
             await _audit(connection, held, after, "route.set_gates", reason, principal)
