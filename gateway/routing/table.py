@@ -147,7 +147,8 @@ async def _read_rows(connection: AsyncConnection) -> _Rows:
 
 
 async def _all(connection: AsyncConnection, query: Select[Any]) -> Sequence[RowMapping]:
-    return (await connection.execute(query)).mappings().all()
+    found: Sequence[RowMapping] = (await connection.execute(query)).mappings().all()
+    return found
 
 
 def _built(rows: _Rows, bases: Mapping[str, SnapshotBase]) -> Snapshot:
