@@ -41,6 +41,8 @@ from .proxy.large_bodies import LargeBodies
 from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
 from .registry.service import Registry
+from .rollouts.break_glass import BreakGlass
+from .rollouts.journal import Journal
 from .rollouts.promotion import Promotions
 from .routing.store import create_route_for
 from .routing.table import RoutingTable, Snapshot, SnapshotBase
@@ -99,13 +101,16 @@ class Gateway:
         suites = Suites(self.settings)
         file_store = FileStore(self.database, self.settings)
         registry = Registry(self.database, self.settings, base, on_publish=(create_route_for,))
+        promotions = Promotions(self.database, suites=suites, on_moved=self.table.refresh)
+        journal = Journal(self.settings.journal_path)
         return Services(
             database=self.database,
             settings=self.settings,
             registry=registry,
             keys=self.keys,
             routing=self.table,
-            promotions=Promotions(self.database, suites=suites, on_moved=self.table.refresh),
+            promotions=promotions,
+            break_glass=BreakGlass(self.database, self.table, promotions, journal),
             jobs=JobService(self.database, self.settings, registry, file_store, suites),
             files=file_store,
             suites=suites,
@@ -123,7 +128,11 @@ class Gateway:
             if not self.table.load_saved():
                 raise
             log.error("serving from the saved routing table", error=error.message, revision=self.table.current.revision)
-        self._loops = [asyncio.create_task(self.table.run()), asyncio.create_task(self.recorder.run())]
+        self._loops = [
+            asyncio.create_task(self.table.run()),
+            asyncio.create_task(self.services.break_glass.run()),
+            asyncio.create_task(self.recorder.run()),
+        ]
         log.info("gateway is up", url=self.settings.url, auth=self.settings.auth)
 
     async def _open_database(self) -> None:
@@ -142,7 +151,7 @@ class Gateway:
     async def stop(self) -> None:
         """Store what waits to be stored, close what is open."""
         self.recorder.stop()
-        for loop in self._loops[:1]:
+        for loop in self._loops[:-1]:  # the recorder ends by itself, after a last flush
             loop.cancel()
         _, late = await asyncio.wait(self._loops, timeout=_STOP_TIMEOUT_S) if self._loops else (set(), set())
         for loop in late:

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from .cli_console import ExitCode, Patience, Session, moment, poll, session, table
 from .client import Client
 from .client_models import Moved, Route
-from .errors import Invalid, Refused
+from .errors import Invalid, Refused, Unavailable
 
 app = typer.Typer(no_args_is_help=True, help="Routes: which version answers a name, and in what share.")
 CONFIRM_TIMEOUT_S = 120.0  # against hanging; the answer comes within the time of one short completion
@@ -182,6 +182,11 @@ def rollback(
     ),
     force: bool = typer.Option(False, "--force", help="Also to a version that was itself rolled back."),
     reason: str | None = REASON,
+    break_glass: bool = typer.Option(
+        False,
+        "--break-glass",
+        help="Also when the database is locked or gone. Needs --reason; journalled, audited later.",
+    ),
     confirm: bool = typer.Option(False, "--confirm", help="Send requests until the new version answers, and time it."),
 ) -> None:
     """Take back the last move: what is being tried in a split loses its share; without a split, the previous version returns.
@@ -191,7 +196,10 @@ def rollback(
     shell = session(context)
     with shell.client() as client:
         started_at, started = time.time(), time.monotonic()
-        moved = client.rollback(name, to=to, force=force, reason=reason)
+        try:
+            moved = client.rollback(name, to=to, force=force, reason=reason, break_glass=break_glass)
+        except Unavailable as unavailable:
+            raise _with_break_glass(unavailable, name) from unavailable
         call_ms = (time.monotonic() - started) * 1000
         answered_ms = _first_answer_ms(client, moved, started) if confirm else None
     measured = {
@@ -204,6 +212,13 @@ def rollback(
     if confirm and answered_ms is None:
         _warn(shell, moved)
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _with_break_glass(unavailable: Unavailable, route: str) -> Unavailable:
+    if unavailable.code not in ("database_busy", "database_lost"):
+        return unavailable
+    message = f"{unavailable.message}\nWithout the database: turnout rollback {route} --break-glass --reason ..."
+    return Unavailable(message, code=unavailable.code, param=unavailable.param)
 
 
 def _first_answer_ms(client: Client, moved: Moved, started: float) -> float | None:
@@ -219,7 +234,12 @@ def _first_answer_ms(client: Client, moved: Moved, started: float) -> float | No
 
 def _rolled_back(moved: Moved, call_ms: float, answered_ms: float | None) -> str:
     seen = f"; its first answer was seen after {answered_ms:.0f} ms" if answered_ms is not None else ""
-    return f"Rolled back: {_sentence(moved)}\nThe call took {call_ms:.0f} ms{seen}."
+    told = (
+        "\nThe database does not know it yet: it is journalled, and told as soon as it can be."
+        if moved.journalled
+        else ""
+    )
+    return f"Rolled back: {_sentence(moved)}\nThe call took {call_ms:.0f} ms{seen}.{told}"
 
 
 def _warn(shell: Session, moved: Moved) -> None:

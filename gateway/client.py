@@ -181,9 +181,19 @@ class Client:
         body = {"target": target, "force": force, "reason": reason}
         return self._one(Moved, f"/api/routes/{route}/promote", method="POST", body=body)
 
-    def rollback(self, route: str, *, to: str | None = None, force: bool = False, reason: str | None = None) -> Moved:
-        """Send all of a route's traffic back to where it was before."""
-        body = {"to": to, "force": force, "reason": reason}
+    def rollback(
+        self,
+        route: str,
+        *,
+        to: str | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        break_glass: bool = False,
+    ) -> Moved:
+        """Send all of a route's traffic back to where it was before; `break_glass`: also without the database."""
+        body: dict[str, Any] = {"to": to, "force": force, "reason": reason}
+        if break_glass:
+            body["break_glass"] = True
         return self._one(Moved, f"/api/routes/{route}/rollback", method="POST", body=body)
 
     # ---- suites, evaluations, jobs ---------------------------------------------------------------------------------

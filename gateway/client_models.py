@@ -102,6 +102,7 @@ class Moved(Answer):
     revision: int
     took_ms: float
     needs_load: bool = False
+    journalled: bool = False
 
 
 class Job(Answer):

@@ -15,7 +15,7 @@ from typing import Any
 
 import aiosqlite
 from sqlalchemy import Connection, event, insert, make_url, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
@@ -30,6 +30,8 @@ WAL_SAFE_SINCE = (3, 51, 3)
 _BUSY_TIMEOUT_MS = 5_000
 # What a move of traffic waits for the lock: longer than anybody else, who gives up before it does.
 _URGENT_TIMEOUT_MS = 15_000
+_LEAST_COMMIT_MS = 500
+_DAMAGED = ("malformed", "not a database")
 _URGENT_LOOK_S = 0.005
 _STAND_BACK_LOOK_S = 0.01
 # Raises when this process may no longer act, as seen by the transaction it is given.
@@ -113,18 +115,21 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def write(self, *, is_fenced: bool = True, urgent: bool = False) -> AsyncIterator[AsyncConnection]:
+    async def write(
+        self, *, is_fenced: bool = True, urgent: bool = False, wait_s: float | None = None
+    ) -> AsyncIterator[AsyncConnection]:
         """One transaction: all of it is durable when the block ends, or none is.
 
         `urgent` is for what moves traffic: it goes before all other writes, of this process and of those beside it, and
-        waits longer. Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is
+        waits longer, unless `wait_s` says how long. Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is
         full.
         """
         task = asyncio.current_task()
         if task in self._held_by:
             raise RuntimeError(f"write() inside {self._held_by[task]}() of the same task would wait for itself")
-        until = time.monotonic() + _URGENT_TIMEOUT_MS / 1000
-        async with self._my_turn(urgent=urgent):
+        wait_s = wait_s or (_URGENT_TIMEOUT_MS if urgent else 2 * _BUSY_TIMEOUT_MS) / 1000
+        until = time.monotonic() + wait_s
+        async with self._my_turn(wait_s, urgent=urgent):
             with _translated(), self._entered("write"):
                 self._same_file()
                 async with self._begun_before(until) if urgent else self._writer.begin() as connection:
@@ -146,7 +151,7 @@ class Database:
                         raise
                 await asyncio.sleep(_URGENT_LOOK_S)
             if self.is_sqlite:  # for the commit, which waits for readers
-                left_ms = max(_BUSY_TIMEOUT_MS, int((until - time.monotonic()) * 1000))
+                left_ms = max(_LEAST_COMMIT_MS, int((until - time.monotonic()) * 1000))
                 await connection.exec_driver_sql(f"PRAGMA busy_timeout={left_ms}")
             yield connection
             await connection.commit()
@@ -164,13 +169,13 @@ class Database:
             del self._held_by[task]
 
     @asynccontextmanager
-    async def _my_turn(self, *, urgent: bool) -> AsyncIterator[None]:
+    async def _my_turn(self, wait_s: float, *, urgent: bool) -> AsyncIterator[None]:
         if not self.is_sqlite:
             yield
             return
         with self._hurry.shown() if urgent and self._hurry is not None else nullcontext():
             try:
-                async with asyncio.timeout((_URGENT_TIMEOUT_MS if urgent else 2 * _BUSY_TIMEOUT_MS) / 1000):
+                async with asyncio.timeout(wait_s):
                     await self._take_turn(urgent=urgent)
             except TimeoutError as error:
                 raise Unavailable("the database is busy; try again", code="database_busy") from error
@@ -219,8 +224,10 @@ def _translated() -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise Unavailable("every database connection is in use; try again", code="database_busy") from error
-    except OperationalError as error:
+    except DatabaseError as error:
         text = str(error.orig).lower()
+        if not isinstance(error, OperationalError) and not any(sign in text for sign in _DAMAGED):
+            raise
         if _is_busy(error):
             raise Unavailable("the database is busy; try again", code="database_busy") from error
         if "no such" in text or "syntax" in text:
@@ -232,7 +239,7 @@ def _translated() -> Iterator[None]:
         ) from error
 
 
-def _is_busy(error: OperationalError) -> bool:
+def _is_busy(error: DatabaseError) -> bool:
     text = str(error.orig).lower()
     return "locked" in text or "busy" in text
 

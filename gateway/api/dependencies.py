@@ -17,6 +17,7 @@ from ..keys import Keys, Principal, Scope
 from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
 from ..registry.service import Registry
+from ..rollouts.break_glass import BreakGlass
 from ..rollouts.promotion import Promotions
 from ..routing.table import RoutingTable
 from ..settings import Settings
@@ -32,6 +33,7 @@ class Services:
     keys: Keys
     routing: RoutingTable
     promotions: Promotions
+    break_glass: BreakGlass
     jobs: JobService
     files: FileStore
     suites: Suites
@@ -110,6 +112,10 @@ async def _promotions(request: Request) -> Promotions:
     return services(request).promotions
 
 
+async def _break_glass(request: Request) -> BreakGlass:
+    return services(request).break_glass
+
+
 async def _jobs(request: Request) -> JobService:
     return services(request).jobs
 
@@ -136,6 +142,7 @@ RegistryService = Annotated[Registry, Depends(_registry)]
 KeysService = Annotated[Keys, Depends(_keys)]
 RoutingService = Annotated[RoutingTable, Depends(_routing)]
 PromotionsService = Annotated[Promotions, Depends(_promotions)]
+BreakGlassService = Annotated[BreakGlass, Depends(_break_glass)]
 JobsService = Annotated[JobService, Depends(_jobs)]
 FilesService = Annotated[FileStore, Depends(_files)]
 SuitesService = Annotated[Suites, Depends(_suites)]

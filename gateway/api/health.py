@@ -20,7 +20,7 @@ from ..proxy.app import Lifecycle
 from ..routing.census import take_census
 from ..routing.table import RoutingTable
 from .declared import DeclaredRoute
-from .dependencies import Caller, DatabaseService, LifecycleService, MetricsService, RoutingService
+from .dependencies import BreakGlassService, Caller, DatabaseService, LifecycleService, MetricsService, RoutingService
 
 router = APIRouter(route_class=DeclaredRoute, tags=["Health"])
 
@@ -43,6 +43,7 @@ class Readiness(BaseModel, frozen=True):
     reason: str | None = None
     database: Literal["ok", "stale"]
     engines_ready: int
+    journalled_rollbacks: int = Field(default=0, description="made without the database, which does not know them yet")
 
 
 class Replica(BaseModel, frozen=True):
@@ -69,15 +70,17 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz", summary="Are completions served now?", responses={503: {"model": Readiness}})
-async def readyz(response: Response, routing: RoutingService, lifecycle: LifecycleService) -> Readiness:
+async def readyz(
+    response: Response, routing: RoutingService, lifecycle: LifecycleService, break_glass: BreakGlassService
+) -> Readiness:
     """503 while starting, while no engine is ready, and while draining."""
-    found = readiness(routing, lifecycle)
+    found = readiness(routing, lifecycle, journalled=break_glass.open)
     if found.status != "ready":
         response.status_code = 503
     return found
 
 
-def readiness(routing: RoutingTable, lifecycle: Lifecycle) -> Readiness:
+def readiness(routing: RoutingTable, lifecycle: Lifecycle, *, journalled: int) -> Readiness:
     """Decide from what is in memory."""
     engines = len(routing.current.serving(None))
     reason = None
@@ -92,6 +95,7 @@ def readiness(routing: RoutingTable, lifecycle: Lifecycle) -> Readiness:
         reason=reason,
         database="stale" if routing.age_s > _STALE_AFTER_S else "ok",
         engines_ready=engines,
+        journalled_rollbacks=journalled,
     )
 
 

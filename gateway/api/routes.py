@@ -11,7 +11,7 @@ from ..routing.models import Route, Variant
 from ..routing.store import get_route, list_routes
 from ..routing.table import RoutingTable
 from .declared import DeclaredRoute
-from .dependencies import Admin, Caller, DatabaseService, PromotionsService, RoutingService
+from .dependencies import Admin, BreakGlassService, Caller, DatabaseService, PromotionsService, RoutingService
 
 router = APIRouter(route_class=DeclaredRoute, prefix="/api/routes", tags=["Routes"])
 
@@ -70,6 +70,9 @@ class RollbackRequest(BaseModel):
     force: bool = False
     reason: str | None = None
     expected_revision: int | None = None
+    break_glass: bool = Field(
+        default=False, description="although the database is locked or gone: journalled on disk, told to it later"
+    )
 
 
 @router.get("", summary="List routes")
@@ -130,9 +133,23 @@ async def promote(name: str, request: PromoteRequest, caller: Admin, promotions:
 
 @router.post("/{name}/rollback", summary="Send all traffic back")
 async def rollback(
-    name: str, request: RollbackRequest, caller: Admin, promotions: PromotionsService, routing: RoutingService
+    name: str,
+    request: RollbackRequest,
+    caller: Admin,
+    promotions: PromotionsService,
+    break_glass: BreakGlassService,
+    routing: RoutingService,
 ) -> Moved:
     """A flip of pointers, bound to the route as it was when this request came in."""
+    if request.break_glass:
+        return await break_glass.rollback(
+            name,
+            to=request.to,
+            force=request.force,
+            reason=request.reason,
+            principal=caller,
+            expected_revision=request.expected_revision,
+        )
     return await promotions.rollback(
         name,
         to=request.to,

@@ -58,6 +58,7 @@ class SnapshotVersion:
     is_promoted: bool
     is_rolled_back: bool
     created_at: datetime
+    base_model: str = ""  # of a table that an earlier release saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ class SnapshotRoute:
     variants: tuple[tuple[str, int], ...]
     project_id: str
     updated_at: datetime
+    gates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +175,7 @@ def _route(row: RowMapping) -> SnapshotRoute:
         variants=tuple((variant["target"], int(variant["weight"])) for variant in row["variants"]),
         project_id=row["project_id"],
         updated_at=row["updated_at"],
+        gates=tuple(row["gates"]),
     )
 
 
@@ -189,6 +192,7 @@ def _version(row: RowMapping) -> SnapshotVersion:
         is_promoted=row["promoted_at"] is not None,
         is_rolled_back=row["rolled_back_at"] is not None,
         created_at=row["created_at"],
+        base_model=row["base_model"],
     )
 
 
@@ -215,6 +219,8 @@ class RoutingTable:
         self._bases = dict(bases)
         self._lock = asyncio.Lock()
         self._listeners: list[Callable[[Snapshot], None]] = []
+        self._overlay: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
+        self._without_overlay: Snapshot | None = None
         self._saved: Snapshot | None = None
         self._save_after = 0.0
         self._saves_failed_in_a_row = 0
@@ -228,6 +234,15 @@ class RoutingTable:
         """Call `listener` with each new snapshot."""
         self._listeners.append(listener)
 
+    def lay_over(self, overlay: Callable[[Snapshot], Snapshot]) -> None:
+        """Let `overlay` change each snapshot before it counts."""
+        self._overlay = overlay
+
+    def lay_over_again(self) -> None:
+        """The overlay says something else now."""
+        if self._without_overlay is not None:
+            self._install(self._without_overlay)
+
     @property
     def is_loaded(self) -> bool:
         """Whether there is a table at all, from the database or from disk."""
@@ -238,12 +253,12 @@ class RoutingTable:
         """Time since the database last confirmed the table; infinite before it ever did."""
         return float("inf") if self._seen_at is None else time.monotonic() - self._seen_at
 
-    async def refresh(self) -> Snapshot:
-        """See every change that was committed before this call. Raises `Unavailable` when the database cannot tell."""
+    async def refresh(self, *, anew: bool = False) -> Snapshot:
+        """See every change that was committed before this call; `anew` also without one. Raises `Unavailable` when the database cannot tell."""
         async with self._lock:
             rows = None
             async with self._database.read() as connection:
-                if self._seen_at is None or await read_revision(connection) != self.current.revision:
+                if anew or self._seen_at is None or await read_revision(connection) != self.current.revision:
                     rows = await _read_rows(connection)
             if rows is not None:
                 self._install(_built(rows, self._bases))
@@ -269,13 +284,14 @@ class RoutingTable:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     def _install(self, snapshot: Snapshot) -> None:
-        self.current = snapshot
+        self._without_overlay = snapshot
+        self.current = self._overlay(snapshot)
         for listener in self._listeners:
-            listener(snapshot)
+            listener(self.current)
 
     async def save(self) -> None:
         """Write the table to disk unless it is there. A failure is counted, told once, and tried again later, ever less often."""
-        snapshot = self.current
+        snapshot = self._without_overlay or self.current
         if snapshot is self._saved or time.monotonic() < self._save_after:
             return
         try:
@@ -306,7 +322,7 @@ class RoutingTable:
             return False
         # The base model is what this process was started with, whatever an earlier one served.
         self._install(replace(saved, bases=self._bases))
-        self._saved = self.current
+        self._saved = self._without_overlay
         return True
 
 

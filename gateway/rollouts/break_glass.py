@@ -1,0 +1,239 @@
+"""A rollback while the database is locked or gone: decided on the table in memory, journalled on disk, told to the database later.
+
+Traffic follows at once, also that of a gateway that starts meanwhile. When the database is back it is told by one
+compare-and-swap, with what it says then:
+
+- It still, or again, sends traffic to what the rollback left: that is taken out of traffic, whoever moved the route since.
+- It sends none there: somebody has moved on. That later move stands, and what was left is marked all the same.
+
+Either way the audit log tells it, with the reason, and nobody has to do anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import structlog
+from sqlalchemy import update
+
+from .. import tables
+from ..database import Database, new_id, now
+from ..errors import GatewayError, Invalid, NotFound, StorageFull, Unavailable
+from ..keys import Principal
+from ..routing.models import Route, Variant
+from ..routing.overlay import overlaid
+from ..routing.store import route_moved
+from ..routing.table import RoutingTable, Snapshot, SnapshotRoute
+from .carry import carry
+from .journal import Journal, Pointing, Rollback, Settled
+from .pointers import Move, Past, Pointers, roll_back
+from .promotion import MAX_REASON_CHARS, Moved, Promotions
+
+log = structlog.get_logger(__name__)
+
+# Somebody waits for this with an outage before their eyes.
+PATIENCE_S = 2.0
+_RECONCILE_EVERY_S = 0.5
+
+
+class BreakGlass:
+    """Rolls back with or without the database, and tells it later."""
+
+    def __init__(self, database: Database, table: RoutingTable, promotions: Promotions, journal: Journal) -> None:
+        self._database = database
+        self._table = table
+        self._promotions = promotions
+        self._journal = journal
+        self._lock = asyncio.Lock()
+        table.lay_over(lambda snapshot: overlaid(snapshot, [record.override for record in journal.open]))
+
+    @property
+    def open(self) -> int:
+        """Rollbacks that the database does not know yet."""
+        return len(self._journal.open)
+
+    async def rollback(
+        self,
+        route: str,
+        *,
+        to: str | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        principal: Principal,
+        expected_revision: int | None = None,
+    ) -> Moved:
+        """An ordinary rollback when the database takes it, else a journalled one. Pressed again, it answers the same.
+
+        Raises what `Promotions.rollback` raises, and `Unavailable` when not even the journal can be written.
+        """
+        started = time.perf_counter()
+        reason = _checked(reason)
+        if await self._takes_writes():
+            try:
+                await self.reconcile()
+                return await self._promotions.rollback(
+                    route, to=to, force=force, reason=reason, principal=principal, expected_revision=expected_revision
+                )
+            except (Unavailable, StorageFull) as error:
+                log.warning("the database took no rollback; it is journalled", error=error.message)
+        async with self._lock:
+            record = self._repeated(route, to, expected_revision, principal)
+            if record is None:
+                record = self._decide(route, to, expected_revision, force, reason, principal)
+                await asyncio.to_thread(self._journal.append, record)
+                self._table.lay_over_again()
+                log.warning("traffic moved by a journalled rollback", **record.model_dump(mode="json"))
+        return self._answer(record, (time.perf_counter() - started) * 1000)
+
+    async def _takes_writes(self) -> bool:
+        try:
+            async with self._database.write(urgent=True, wait_s=PATIENCE_S) as connection:
+                # A real change, though of nothing: its commit needs what a rollback's would.
+                table = tables.revisions
+                await connection.execute(update(table).values(value=table.c.value))
+        except (Unavailable, StorageFull) as error:
+            log.warning("the database takes no write", error=error.message)
+            return False
+        return True
+
+    def _repeated(self, route: str, to: str | None, revision: int | None, principal: Principal) -> Rollback | None:
+        """The open rollback that this one asks for again: whoever presses twice goes back once."""
+        mine = [each for each in self._journal.open if each.route == route and each.project_id == principal.project_id]
+        if not mine or to not in (None, mine[-1].to, mine[-1].after.stable):
+            return None
+        return mine[-1] if revision in (None, mine[-1].decided_on) else None
+
+    def _decide(
+        self, name: str, to: str | None, revision: int | None, force: bool, reason: str, principal: Principal
+    ) -> Rollback:
+        snapshot = self._table.current
+        route = snapshot.routes.get(name)
+        if route is None or route.project_id != principal.project_id:
+            raise NotFound(f"no route {name!r:.100}; `GET /api/routes` lists them", code="route_not_found")
+        if revision is not None and revision != route.revision:
+            raise route_moved(name, expected=revision, found=route.revision)
+        move = _move(snapshot, route, to=to, force=force)
+        after = move.pointers
+        return Rollback(
+            id=new_id("rollback-"),
+            at=now(),
+            actor=principal.actor,
+            reason=reason,
+            route=name,
+            project_id=route.project_id,
+            decided_on=route.revision,
+            to=to,
+            before=Pointing(
+                stable=route.stable, previous=route.previous, candidate=route.candidate, variants=route.variants
+            ),
+            after=Pointing(
+                stable=after.stable,
+                previous=after.previous,
+                candidate=after.candidate,
+                variants=((after.stable, 100),),
+            ),
+            left=tuple(dict.fromkeys((*move.marks, *move.withdrawn))),
+            marks=move.marks,
+            unmarks=move.unmarks,
+            withdrawn=move.withdrawn,
+        )
+
+    def _answer(self, record: Rollback, took_ms: float) -> Moved:
+        found = self._table.current.routes[record.route]
+        route = Route(
+            name=record.route,
+            revision=record.decided_on + 1,
+            salt=found.salt,
+            stable=record.after.stable,
+            previous=record.after.previous,
+            candidate=record.after.candidate,
+            variants=tuple(Variant(target=target, weight=weight) for target, weight in record.after.variants),
+            gates=found.gates,
+            project_id=record.project_id,
+            updated_at=record.at,
+            updated_by=record.actor,
+        )
+        return Moved(
+            route=route,
+            moved_from=", ".join(record.withdrawn) or record.before.stable,
+            moved_to=record.after.stable,
+            revision=route.revision,
+            took_ms=took_ms,
+            needs_load=_needs_load(self._table.current, record.after.stable),
+            journalled=True,
+        )
+
+    # ---- When the database is back
+
+    async def run(self) -> None:
+        """Tell the database what is journalled as soon as it can be told, until cancelled."""
+        was_failing = False
+        while True:
+            await asyncio.sleep(_RECONCILE_EVERY_S)
+            try:
+                await self.reconcile()
+                was_failing = False
+            except Exception as error:
+                if not was_failing:
+                    known = isinstance(error, GatewayError)
+                    log.error("journalled rollbacks wait", error=str(error), open=self.open, exc_info=not known)
+                was_failing = True
+
+    async def reconcile(self) -> None:
+        """Carry every open rollback into the database, in order. Safe to repeat, and to be killed in."""
+        if not self.open:
+            return
+        async with self._lock:
+            for record in self._journal.open:
+                outcome = await carry(self._database, record)
+                line = Settled(id=record.id, at=now(), outcome=outcome)
+                await asyncio.to_thread(self._journal.append, line)
+                log.warning("a journalled rollback is in the database", id=record.id, outcome=outcome)
+            await self._table.refresh(anew=True)
+
+
+def _checked(reason: str | None) -> str:
+    reason = (reason or "").strip()
+    if not reason:
+        raise Invalid(
+            "`break_glass` needs a `reason`; it goes into the journal and the audit log",
+            code="reason_required",
+            param="reason",
+        )
+    if len(reason) > MAX_REASON_CHARS:
+        raise Invalid(f"the reason is over {MAX_REASON_CHARS} characters", code="reason_too_long", param="reason")
+    return reason
+
+
+def _move(snapshot: Snapshot, route: SnapshotRoute, *, to: str | None, force: bool) -> Move:
+    """The same decision as the database's, on what is in memory."""
+    mine = [
+        version
+        for version in snapshot.versions.values()
+        if version.adapter == route.name and version.project_id == route.project_id
+    ]
+    if not mine:
+        raise Invalid(f"route {route.name!r} has no version", code="not_a_version")
+    past = [
+        Past(
+            name=version.name,
+            version=version.version,
+            was_stable=version.is_promoted,
+            is_rolled_back=version.is_rolled_back,
+            is_servable=version.state == "verified",
+        )
+        for version in mine
+    ]
+    pointers = Pointers(
+        base=mine[0].base_model or next(iter(snapshot.bases)),
+        stable=route.stable,
+        previous=route.previous,
+        candidate=route.candidate,
+    )
+    return roll_back(pointers, past, to=to, force=force, arms=[target for target, weight in route.variants if weight])
+
+
+def _needs_load(snapshot: Snapshot, target: str) -> bool:
+    version = snapshot.versions.get(target)
+    return version is not None and len(snapshot.serving(version.engine_name)) < max(1, len(snapshot.serving(None)))
