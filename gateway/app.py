@@ -28,6 +28,7 @@ from .errors import GatewayError, Invalid, Unavailable
 from .jobs.service import JobService
 from .jobs.suites import Suites
 from .keys import Keys, load_pepper
+from .lock_holders import LockWatch
 from .logs import configure_logging
 from .metrics import Metrics
 from .migrations.run import migrate
@@ -52,6 +53,7 @@ from .settings import Settings, load_settings
 log = structlog.get_logger(__name__)
 
 _STOP_TIMEOUT_S = 10.0
+_LOCK_LOOK_S = 1.0
 
 
 class Gateway:
@@ -116,6 +118,7 @@ class Gateway:
             suites=suites,
             metrics=self.metrics,
             lifecycle=self.lifecycle,
+            lock_watch=LockWatch(sqlite_file(self.settings.database)),
             body_timeout_s=body_timeout_s,
         )
 
@@ -131,6 +134,7 @@ class Gateway:
         self._loops = [
             asyncio.create_task(self.table.run()),
             asyncio.create_task(self.services.break_glass.run()),
+            asyncio.create_task(self._watch_lock()),
             asyncio.create_task(self.recorder.run()),
         ]
         log.info("gateway is up", url=self.settings.url, auth=self.settings.auth)
@@ -173,6 +177,12 @@ class Gateway:
             cut_all=lambda: self.completions.cut_all("shutdown"),
             owns_process=owns_process,
         )
+
+    async def _watch_lock(self) -> None:
+        """Look who holds the database, once a second, until cancelled."""
+        while True:
+            await asyncio.to_thread(self.services.lock_watch.look)
+            await asyncio.sleep(_LOCK_LOOK_S)
 
     def _forget_old_engines(self, snapshot: Snapshot) -> None:
         self.engines.keep_only((replica.id, replica.socket, replica.epoch) for replica in snapshot.replicas)

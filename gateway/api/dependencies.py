@@ -14,6 +14,7 @@ from ..errors import Unauthenticated
 from ..jobs.service import JobService
 from ..jobs.suites import Suites
 from ..keys import Keys, Principal, Scope
+from ..lock_holders import LockWatch
 from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
 from ..registry.service import Registry
@@ -39,6 +40,7 @@ class Services:
     suites: Suites
     metrics: Metrics
     lifecycle: Lifecycle
+    lock_watch: LockWatch
     body_timeout_s: float
 
 
@@ -132,6 +134,10 @@ async def _metrics(request: Request) -> Metrics:
     return services(request).metrics
 
 
+async def _lock_watch(request: Request) -> LockWatch:
+    return services(request).lock_watch
+
+
 async def _lifecycle(request: Request) -> Lifecycle:
     return services(request).lifecycle
 
@@ -147,4 +153,5 @@ JobsService = Annotated[JobService, Depends(_jobs)]
 FilesService = Annotated[FileStore, Depends(_files)]
 SuitesService = Annotated[Suites, Depends(_suites)]
 MetricsService = Annotated[Metrics, Depends(_metrics)]
+LockWatchService = Annotated[LockWatch, Depends(_lock_watch)]
 LifecycleService = Annotated[Lifecycle, Depends(_lifecycle)]
