@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway import doctor, lock_holders
+from gateway import lock_holders
 from gateway.api import health
 from gateway.doctor import examine
 from gateway.lock_holders import LockHolder, LockWatch, steady_holders
@@ -132,9 +132,9 @@ def test_doctor_names_the_holder_and_what_to_do_and_blames_no_file(
     connect = sqlite3.connect
 
     def impatient(*arguments: object, **options: object) -> sqlite3.Connection:
-        return connect(*arguments, **{**options, "timeout": 0.1})  # type: ignore[no-any-return, call-overload]
+        return connect(*arguments, **{**options, "timeout": 0.1})  # type: ignore[call-overload, no-any-return]
 
-    monkeypatch.setattr(doctor.sqlite3, "connect", impatient)
+    monkeypatch.setattr(sqlite3, "connect", impatient)
     file = tmp_path / "turnout.db"
     with closing(connect(file)) as made:
         made.execute("CREATE TABLE counter (value)")
