@@ -25,6 +25,7 @@ from .database import Database, sqlite_file
 from .datasets.store import FileStore
 from .engine.client import EngineClients
 from .errors import GatewayError, Invalid, Unavailable
+from .handover import Place
 from .jobs.service import JobService
 from .jobs.suites import Suites
 from .keys import Keys, load_pepper
@@ -47,7 +48,7 @@ from .rollouts.journal import Journal
 from .rollouts.promotion import Promotions
 from .routing.store import create_route_for
 from .routing.table import RoutingTable, Snapshot, SnapshotBase
-from .server import GatewayServer, listening_socket
+from .server import GatewayServer
 from .settings import Settings, load_settings
 
 log = structlog.get_logger(__name__)
@@ -231,14 +232,15 @@ def create_app(settings: Settings) -> Front:
 async def serve_gateway(settings: Settings) -> None:
     """Serve until told to stop. Raises `Invalid` when it cannot start."""
     raise_file_limit()
-    listening = listening_socket(settings)
+    settings.prepare_directories()
+    place = Place(settings)
     try:
         gateway = Gateway(settings)
         gateway.api.openapi()  # made once, now: it takes longer than any request may
         server = gateway.server(owns_process=True)
-        await server.serve(sockets=[listening])
+        await server.serve_at(place)
     finally:
-        listening.close()
+        place.close()
     if not server.started:
         raise Unavailable("the gateway did not start; the cause is in its log", code="not_started")
 
