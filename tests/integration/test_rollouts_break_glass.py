@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -75,6 +76,24 @@ def gone(stack: Stack) -> Iterator[Path]:
     elsewhere.rename(file)
 
 
+@contextmanager
+def frozen(stack: Stack) -> Iterator[None]:
+    """A process that was stopped after it had begun to write."""
+    code = (
+        "import sqlite3, sys, time; connection = sqlite3.connect(sys.argv[1], isolation_level=None); "
+        "connection.execute('BEGIN IMMEDIATE'); print('begun', flush=True); time.sleep(600)"
+    )
+    argv = [sys.executable, "-c", code, str(database_file(stack))]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline()
+        process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            process.kill()
+
+
 async def told(stack: Stack) -> None:
     """The database knows everything."""
     await until(lambda: stack.gateway.services.break_glass.open == 0, timeout_s=30)
@@ -106,7 +125,7 @@ async def notes(stack: Stack) -> list[dict[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize("trouble", [locked, gone])
+@pytest.mark.parametrize("trouble", [locked, frozen, gone])
 async def test_traffic_goes_back_at_once_and_the_database_is_told_later(
     stack: Stack, admin: httpx.AsyncClient, trouble: Any
 ) -> None:
