@@ -25,9 +25,11 @@ from .database import Database, sqlite_file
 from .datasets.store import FileStore
 from .engine.client import EngineClients
 from .errors import GatewayError, Invalid, Unavailable
+from .handover import Place
 from .jobs.service import JobService
 from .jobs.suites import Suites
 from .keys import Keys, load_pepper
+from .lock_holders import LockWatch
 from .logs import configure_logging
 from .metrics import Metrics
 from .migrations.run import migrate
@@ -42,15 +44,18 @@ from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
 from .registry.retirement import Retirement
 from .registry.service import Registry
+from .rollouts.break_glass import BreakGlass
+from .rollouts.journal import Journal
 from .rollouts.promotion import Promotions
 from .routing.store import create_route_for
 from .routing.table import RoutingTable, Snapshot, SnapshotBase
-from .server import GatewayServer, listening_socket
+from .server import GatewayServer
 from .settings import Settings, load_settings
 
 log = structlog.get_logger(__name__)
 
 _STOP_TIMEOUT_S = 10.0
+_LOCK_LOOK_S = 1.0
 
 
 class Gateway:
@@ -100,6 +105,10 @@ class Gateway:
         suites = Suites(self.settings)
         file_store = FileStore(self.database, self.settings)
         registry = Registry(self.database, self.settings, base, on_publish=(create_route_for,))
+        promotions = Promotions(
+            self.database, suites=suites, on_moved=self.table.refresh, on_cut=self.completions.cut_variants
+        )
+        journal = Journal(self.settings.journal_path)
         return Services(
             database=self.database,
             settings=self.settings,
@@ -107,14 +116,14 @@ class Gateway:
             retirement=Retirement(self.database, registry),
             keys=self.keys,
             routing=self.table,
-            promotions=Promotions(
-                self.database, suites=suites, on_moved=self.table.refresh, on_cut=self.completions.cut_variants
-            ),
+            promotions=promotions,
+            break_glass=BreakGlass(self.database, self.table, promotions, journal),
             jobs=JobService(self.database, self.settings, registry, file_store, suites),
             files=file_store,
             suites=suites,
             metrics=self.metrics,
             lifecycle=self.lifecycle,
+            lock_watch=LockWatch(sqlite_file(self.settings.database)),
             body_timeout_s=body_timeout_s,
         )
 
@@ -127,7 +136,12 @@ class Gateway:
             if not self.table.load_saved():
                 raise
             log.error("serving from the saved routing table", error=error.message, revision=self.table.current.revision)
-        self._loops = [asyncio.create_task(self.table.run()), asyncio.create_task(self.recorder.run())]
+        self._loops = [
+            asyncio.create_task(self.table.run()),
+            asyncio.create_task(self.services.break_glass.run()),
+            asyncio.create_task(self._watch_lock()),
+            asyncio.create_task(self.recorder.run()),
+        ]
         log.info("gateway is up", url=self.settings.url, auth=self.settings.auth)
 
     async def _open_database(self) -> None:
@@ -146,7 +160,7 @@ class Gateway:
     async def stop(self) -> None:
         """Store what waits to be stored, close what is open."""
         self.recorder.stop()
-        for loop in self._loops[:1]:
+        for loop in self._loops[:-1]:  # the recorder ends by itself, after a last flush
             loop.cancel()
         _, late = await asyncio.wait(self._loops, timeout=_STOP_TIMEOUT_S) if self._loops else (set(), set())
         for loop in late:
@@ -168,6 +182,12 @@ class Gateway:
             cut_all=lambda: self.completions.cut_all("shutdown"),
             owns_process=owns_process,
         )
+
+    async def _watch_lock(self) -> None:
+        """Look who holds the database, once a second, until cancelled."""
+        while True:
+            await asyncio.to_thread(self.services.lock_watch.look)
+            await asyncio.sleep(_LOCK_LOOK_S)
 
     def _forget_old_engines(self, snapshot: Snapshot) -> None:
         self.engines.keep_only((replica.id, replica.socket, replica.epoch) for replica in snapshot.replicas)
@@ -216,14 +236,15 @@ def create_app(settings: Settings) -> Front:
 async def serve_gateway(settings: Settings) -> None:
     """Serve until told to stop. Raises `Invalid` when it cannot start."""
     raise_file_limit()
-    listening = listening_socket(settings)
+    settings.prepare_directories()
+    place = Place(settings)
     try:
         gateway = Gateway(settings)
         gateway.api.openapi()  # made once, now: it takes longer than any request may
         server = gateway.server(owns_process=True)
-        await server.serve(sockets=[listening])
+        await server.serve_at(place)
     finally:
-        listening.close()
+        place.close()
     if not server.started:
         raise Unavailable("the gateway did not start; the cause is in its log", code="not_started")
 

@@ -11,8 +11,8 @@ import typer
 from .cli_console import ExitCode, Patience, Session, poll, session
 from .cli_routes import DRY_RUN, EXPECTED_REVISION, IDEMPOTENCY_KEY, REASON, standing
 from .client import Client
-from .client_models import Moved, Route
-from .errors import Conflict, GatewayError, Refused
+from .client_models import Moved
+from .errors import Conflict, GatewayError, Refused, Unavailable
 
 CONFIRM_TIMEOUT_S = 120.0  # against hanging; the answer comes within the time of one short completion
 CONFIRM_EVERY_S = 0.01
@@ -75,6 +75,11 @@ def rollback(
     accept_load: bool = typer.Option(
         False, "--accept-load", help="Also onto a version that is not loaded: its requests fail until it is."
     ),
+    break_glass: bool = typer.Option(
+        False,
+        "--break-glass",
+        help="Also when the database is locked or gone. Needs --reason; journalled, audited later.",
+    ),
     cut: bool = typer.Option(
         False, "--cut", help="End the answers of what is left that still run; their clients get an error."
     ),
@@ -89,9 +94,10 @@ def rollback(
     """
     shell = session(context)
     with shell.client() as client:
-        seen = client.route(name)  # what is shown is what is acted on: if it has moved meanwhile, nothing moves
+        # What was seen is what is acted on: if it has moved meanwhile, nothing moves.
+        revision_seen = expected_revision or _revision_now(client, name, break_glass=break_glass)
 
-        def move(*, revision: int | None = expected_revision, only_try: bool = dry_run) -> Moved:
+        def move(*, revision: int | None = revision_seen, only_try: bool = dry_run) -> Moved:
             return client.rollback(
                 name,
                 to=to,
@@ -99,14 +105,18 @@ def rollback(
                 further=further,
                 accept_load=accept_load,
                 cut=cut,
+                break_glass=break_glass,
                 reason=reason,
-                expected_revision=revision or seen.revision,
+                expected_revision=revision,
                 idempotency_key=None if only_try else idempotency_key,
                 dry_run=only_try,
             )
 
         started_at, started = time.time(), time.monotonic()
-        moved = _move_back(shell, client, seen, to, move, wait_for_load=wait_for_load)
+        try:
+            moved = _move_back(shell, client, name, to, move, wait_for_load=wait_for_load)
+        except Unavailable as unavailable:
+            raise _with_break_glass(unavailable, name) from unavailable
         call_ms = (time.monotonic() - started) * 1000
         answered_ms = _first_answer_ms(client, moved, started) if confirm and not dry_run else None
     measured = {
@@ -121,15 +131,30 @@ def rollback(
         raise typer.Exit(ExitCode.FAILED)
 
 
+def _revision_now(client: Client, route: str, *, break_glass: bool) -> int | None:
+    """The route's revision; None when the database cannot tell and the rollback is to be made without it."""
+    try:
+        return client.route(route).revision
+    except Unavailable as unavailable:
+        if break_glass:
+            return None
+        raise _with_break_glass(unavailable, route) from unavailable
+
+
+def _with_break_glass(unavailable: Unavailable, route: str) -> Unavailable:
+    if unavailable.code not in ("database_busy", "database_lost"):
+        return unavailable
+    message = f"{unavailable.message}\nWithout the database: turnout rollback {route} --break-glass --reason ..."
+    return Unavailable(message, code=unavailable.code, param=unavailable.param)
+
+
 Move = Callable[..., Moved]
 
 
-def _move_back(
-    shell: Session, client: Client, seen: Route, to: str | None, move: Move, *, wait_for_load: bool
-) -> Moved:
+def _move_back(shell: Session, client: Client, route: str, to: str | None, move: Move, *, wait_for_load: bool) -> Moved:
     """Roll back; onto a version that is not loaded only after it was loaded, or after somebody said yes."""
     if wait_for_load:
-        return _loaded_first(shell, client, seen.name, to, move)
+        return _loaded_first(shell, client, route, to, move)
     try:
         return move()
     except Conflict as conflict:
@@ -138,7 +163,7 @@ def _move_back(
         shell.say(conflict.message)
         if not typer.confirm("Have it loaded first, and move then?", default=True):
             raise typer.Exit(ExitCode.FAILED) from conflict
-    return _loaded_first(shell, client, seen.name, to, move)
+    return _loaded_first(shell, client, route, to, move)
 
 
 def _loaded_first(shell: Session, client: Client, route: str, target: str | None, move: Move) -> Moved:
@@ -227,6 +252,8 @@ def _told(done: str, moved: Moved) -> str:
         lines.append(f"  marked  {', '.join(moved.marked)}: traffic returns to it by --force only")
     if moved.answers_cut:
         lines.append(f"  cut     {moved.answers_cut} answers that were still running")
+    if moved.journalled and not moved.dry_run:
+        lines.append("  The database does not know it yet: it is journalled, and told as soon as it can be.")
     return "\n".join(lines)
 
 

@@ -173,6 +173,7 @@ class Client(Wire):
         further: bool = False,
         accept_load: bool = False,
         cut: bool = False,
+        break_glass: bool = False,
         reason: str | None = None,
         expected_revision: int | None = None,
         idempotency_key: str | None = None,
@@ -181,7 +182,7 @@ class Client(Wire):
         """End the route's trial; without one, send all its traffic back to `previous`; or to `to`.
 
         `further`: although the last move was a rollback. `accept_load`: also onto a version that no engine has loaded.
-        `cut`: end the answers of what is left that still run.
+        `cut`: end the answers of what is left that still run. `break_glass`: also without the database.
         """
         body = {
             "to": to,
@@ -189,6 +190,7 @@ class Client(Wire):
             "further": further or None,
             "accept_load": accept_load or None,
             "cut": cut or None,
+            "break_glass": break_glass or None,
             "reason": reason,
             "expected_revision": expected_revision,
             "dry_run": dry_run or None,

@@ -154,6 +154,7 @@ class Moved(Answer):
     answers_cut: int = 0
     repeated: bool = False
     dry_run: bool = False
+    journalled: bool = False
 
 
 class Job(Answer):

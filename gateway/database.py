@@ -8,25 +8,32 @@ import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import aiosqlite
 from sqlalchemy import Connection, event, insert, make_url, select, update
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from . import tables
 from .errors import StorageFull, Unavailable
+from .turns import Hurry, Turns
 
 DEFAULT_PROJECT = "proj_default"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two processes writing one WAL file can corrupt it on SQLite older than this (sqlite.org/wal.html#walresetbug).
 WAL_SAFE_SINCE = (3, 51, 3)
 _BUSY_TIMEOUT_MS = 5_000
+# What a move of traffic waits for the lock: longer than anybody else, who gives up before it does.
+_URGENT_TIMEOUT_MS = 15_000
+_LEAST_COMMIT_MS = 500
+_DAMAGED = ("malformed", "not a database")
+_URGENT_LOOK_S = 0.005
+_STAND_BACK_LOOK_S = 0.01
 # Raises when this process may no longer act, as seen by the transaction it is given.
 Fence = Callable[[AsyncConnection], Awaitable[None]]
 
@@ -67,14 +74,26 @@ class Database:
             _configure_sqlite(self.engine)
         self._file = sqlite_file(url)
         self._inode: int | None = None
+        self._mover = self._writer
+        self._hurry: Hurry | None = None
+        if self._file is not None:
+            # Connections of their own: where the lock is held, others wait on all of the pool's.
+            movers = create_async_engine(url, **connected)
+            _configure_sqlite(movers)
+            self._mover = movers.execution_options(turnout_write=True, turnout_urgent=True)
+            self._hurry = Hurry(self._file)
         # SQLite's own queue of writers is a lottery (they sleep and try again); this one is fair within the process.
-        self._turn = asyncio.Lock()
+        self._turn = Turns()
         self._held_by: dict[asyncio.Task[Any] | None, str] = {}
         self._fence: Fence | None = None
 
     async def close(self) -> None:
         """Close every connection."""
         await self.engine.dispose()
+        if self._mover is not self._writer:
+            await self._mover.dispose()
+        if self._hurry is not None:
+            self._hurry.close()
 
     def fence_with(self, fence: Fence) -> None:
         """From now on every `write` asks `fence` first, in its own transaction."""
@@ -96,22 +115,46 @@ class Database:
                 yield connection
 
     @asynccontextmanager
-    async def write(self, *, is_fenced: bool = True) -> AsyncIterator[AsyncConnection]:
+    async def write(
+        self, *, is_fenced: bool = True, urgent: bool = False, wait_s: float | None = None
+    ) -> AsyncIterator[AsyncConnection]:
         """One transaction: all of it is durable when the block ends, or none is.
 
-        Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is full.
+        `urgent` is for what moves traffic: it goes before all other writes, of this process and of those beside it, and
+        waits longer, unless `wait_s` says how long. Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is
+        full.
         """
         task = asyncio.current_task()
         if task in self._held_by:
             raise RuntimeError(f"write() inside {self._held_by[task]}() of the same task would wait for itself")
-        async with self._my_turn():
+        wait_s = wait_s or (_URGENT_TIMEOUT_MS if urgent else 2 * _BUSY_TIMEOUT_MS) / 1000
+        until = time.monotonic() + wait_s
+        async with self._my_turn(wait_s, urgent=urgent):
             with _translated(), self._entered("write"):
                 self._same_file()
-                async with self._writer.begin() as connection:
+                async with self._begun_before(until) if urgent else self._writer.begin() as connection:
                     self._same_file()
                     if is_fenced and self._fence is not None:
                         await self._fence(connection)
                     yield connection
+
+    @asynccontextmanager
+    async def _begun_before(self, until: float) -> AsyncIterator[AsyncConnection]:
+        """A transaction of the urgent. They ask more often than SQLite's own waiting does, whose last steps are 100 ms."""
+        async with self._mover.connect() as connection:
+            while True:
+                try:
+                    await connection.begin()
+                    break
+                except OperationalError as error:
+                    if not _is_busy(error) or time.monotonic() >= until:
+                        raise
+                await asyncio.sleep(_URGENT_LOOK_S)
+            if self.is_sqlite:  # for the commit, which waits for readers
+                left_ms = max(_LEAST_COMMIT_MS, int((until - time.monotonic()) * 1000))
+                await connection.exec_driver_sql(f"PRAGMA busy_timeout={left_ms}")
+            yield connection
+            await connection.commit()
 
     @contextmanager
     def _entered(self, what: str) -> Iterator[None]:
@@ -126,19 +169,28 @@ class Database:
             del self._held_by[task]
 
     @asynccontextmanager
-    async def _my_turn(self) -> AsyncIterator[None]:
+    async def _my_turn(self, wait_s: float, *, urgent: bool) -> AsyncIterator[None]:
         if not self.is_sqlite:
             yield
             return
-        try:
-            async with asyncio.timeout(2 * _BUSY_TIMEOUT_MS / 1000):
-                await self._turn.acquire()
-        except TimeoutError as error:
-            raise Unavailable("the database is busy; try again", code="database_busy") from error
-        try:
-            yield
-        finally:
+        with self._hurry.shown() if urgent and self._hurry is not None else nullcontext():
+            try:
+                async with asyncio.timeout(wait_s):
+                    await self._take_turn(urgent=urgent)
+            except TimeoutError as error:
+                raise Unavailable("the database is busy; try again", code="database_busy") from error
+            try:
+                yield
+            finally:
+                self._turn.release()
+
+    async def _take_turn(self, *, urgent: bool) -> None:
+        while True:
+            await self._turn.acquire(urgent=urgent)
+            if urgent or self._hurry is None or not self._hurry.is_shown_by_another():
+                return
             self._turn.release()
+            await asyncio.sleep(_STAND_BACK_LOOK_S)
 
     def _same_file(self) -> None:
         """Neither a new file in the old one's place nor the old one under another name is the state. Asked before connecting,
@@ -172,17 +224,24 @@ def _translated() -> Iterator[None]:
         yield
     except PoolTimeout as error:
         raise Unavailable("every database connection is in use; try again", code="database_busy") from error
-    except OperationalError as error:
+    except DatabaseError as error:
         text = str(error.orig).lower()
+        if not isinstance(error, OperationalError) and not any(sign in text for sign in _DAMAGED):
+            raise
+        if _is_busy(error):
+            raise Unavailable("the database is busy; try again", code="database_busy") from error
         if "no such" in text or "syntax" in text:
             raise  # a mistake of ours, or a database without its schema; waiting does not help
         if "full" in text:
             raise StorageFull("the disk that holds the database is full; free some space and try again") from error
-        if "locked" in text or "busy" in text:
-            raise Unavailable("the database is busy; try again", code="database_busy") from error
         raise Unavailable(
             "the database cannot be reached; completions go on, changes must wait", code="database_lost"
         ) from error
+
+
+def _is_busy(error: DatabaseError) -> bool:
+    text = str(error.orig).lower()
+    return "locked" in text or "busy" in text
 
 
 class _SqliteConnection(aiosqlite.Connection):
@@ -232,6 +291,8 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
     def _begin(connection: Connection) -> None:
         # Taking the write lock at once: a transaction that reads first and upgrades later can fail with a stale view.
         write = connection.get_execution_options().get("turnout_write", False)
+        if connection.get_execution_options().get("turnout_urgent", False):
+            connection.exec_driver_sql("PRAGMA busy_timeout=0")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
 
 

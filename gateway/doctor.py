@@ -22,6 +22,7 @@ import psutil
 from .connections.files import HOW_TO_RAISE, connections_for, file_limit
 from .database import WAL_SAFE_SINCE
 from .lease import FRESH_WITHIN_S, silence
+from .lock_holders import LockHolder, steady_holders
 from .settings import Settings
 
 GIB = 2**30
@@ -32,6 +33,11 @@ MIN_DISK_BYTES = 5 * GIB
 MUCH_NOISE_NATS = 0.05  # from here on a greedy answer turns now and then
 FAST_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 NVIDIA = Path("/proc/driver/nvidia/version")
+
+_UNLOCK = (
+    "let a stopped process go on with `kill -CONT PID`, or end it with `kill -9 PID`: the server starts its own again. "
+    "`turnout rollback ROUTE --break-glass --reason ...` does not wait for it"
+)
 
 State = Literal["ok", "warning", "missing"]
 
@@ -323,9 +329,22 @@ def _database(settings: Settings) -> Check:
             said = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     except sqlite3.Error as error:
         said = str(error)
+        if "locked" in said:
+            return Check("Database", "warning", f"{path} is locked: {_who_locks(path)}", _UNLOCK)
     if said != "ok":
         return Check("Database", "missing", f"{path}: {said}", "stop the server and restore turnout.db from a backup")
+    if holders := steady_holders(path):
+        return Check("Database", "warning", f"{path} is sound, but {_joined(holders)} all the time", _UNLOCK)
     return Check("Database", "ok", f"{about}; {path} is sound")
+
+
+def _who_locks(path: Path) -> str:
+    holders = steady_holders(path)
+    return "this system does not tell by whom" if holders is None else _joined(holders) or "nobody holds it any more"
+
+
+def _joined(holders: Sequence[LockHolder]) -> str:
+    return ", ".join(holder.sentence for holder in holders)
 
 
 def _port(settings: Settings) -> Check:

@@ -206,10 +206,11 @@ class Keys:
     async def list(self, *, project_id: str = DEFAULT_PROJECT) -> list[ApiKey]:
         """Every key of the project, oldest first, revoked ones too."""
         async with self._database.read() as connection:
-            rows = await connection.execute(
+            found = await connection.execute(
                 select(tables.api_keys).where(tables.api_keys.c.project_id == project_id).order_by(tables.api_keys.c.id)
             )
-            return [_api_key(row) for row in rows.mappings()]
+            rows = found.mappings().all()
+        return [_api_key(row) for row in rows]
 
     async def revoke(self, key_id: str, actor: str, *, project_id: str = DEFAULT_PROJECT) -> ApiKey:
         """Make the key useless, at once on this gateway and within a poll on others. Safe to repeat."""

@@ -131,7 +131,7 @@ class Lease:
             row = await self._row()
             if row != seen:
                 seen, unchanged_since = row, self._clock()
-            if row is None or is_gone(str(row[0])) or self._clock() - unchanged_since > EXPIRE_S:
+            if row is None or self._may_follow(str(row[0])) or self._clock() - unchanged_since > EXPIRE_S:
                 if await self._take(row):
                     log.info("lease taken", holder=self.holder, epoch=self.epoch)
                     return
@@ -139,6 +139,10 @@ class Lease:
                 log.info("another controller holds the lease; waiting", holder=row[0])
                 told = True
             await asyncio.sleep(_LOOK_S)
+
+    def _may_follow(self, holder: str) -> bool:
+        """At once: a dead one, and oneself, who let it run out. Nobody else is this very process."""
+        return holder == self.holder or is_gone(holder)
 
     async def keep(self) -> None:
         """Renew until cancelled. Raises `LeaseLost` as soon as it is another's or could not be renewed in time."""
@@ -179,7 +183,7 @@ class Lease:
         asked_at = self._clock()
         table = tables.leases
         values = {"holder": self.holder, "expires_at": now() + timedelta(seconds=EXPIRE_S)}
-        async with self._database.write(is_fenced=False) as connection:
+        async with self._database.write(is_fenced=False, urgent=True) as connection:
             query = select(table.c.holder, table.c.epoch, table.c.expires_at).where(table.c.name == self._name)
             found = (await connection.execute(query)).one_or_none()
             if (tuple(found) if found else None) != seen:
@@ -195,6 +199,6 @@ class Lease:
     async def _swap(self, values: dict[str, object]) -> bool:
         table = tables.leases
         mine = (table.c.name == self._name) & (table.c.holder == self.holder) & (table.c.epoch == self.epoch)
-        async with self._database.write(is_fenced=False) as connection:
+        async with self._database.write(is_fenced=False, urgent=True) as connection:
             changed = await connection.execute(update(table).where(mine).values(values))
         return changed.rowcount == 1

@@ -132,7 +132,8 @@ class ProcessTable:
         if kind is not None:
             query = query.where(tables.processes.c.kind == kind)
         async with self._database.read() as connection:
-            return [_child(row) for row in (await connection.execute(query)).mappings()]
+            rows = (await connection.execute(query)).mappings().all()
+        return [_child(row) for row in rows]
 
     async def status(self, name: str) -> ChildStatus:
         """Whether the child runs. One that ended stays known until it is forgotten."""

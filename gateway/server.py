@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from .connections.connection import Connection
 from .connections.door import Door
 from .connections.files import HOW_TO_RAISE, allowed_connections, file_limit
 from .connections.room import size_of
-from .errors import Invalid
+from .handover import Offer, Place, handover_path
 from .metrics import Metrics
 from .proxy.app import Lifecycle
 from .proxy.asgi import App
@@ -28,8 +29,6 @@ REFUSED_BODY_TIMEOUT_S = 60.0
 _KEEP_ALIVE_S = 75
 _CLOSE_TIMEOUT_S = 5
 _TICKS_IN_A_SECOND = 10
-# A peer that takes no byte for this long is cut off by the kernel, buffers and all.
-_TCP_USER_TIMEOUT_MS = 60_000
 
 
 class GatewayServer(uvicorn.Server):
@@ -55,21 +54,40 @@ class GatewayServer(uvicorn.Server):
         self._headers_timeout_s = headers_timeout_s
         self._refused_body_timeout_s = refused_body_timeout_s
         self._owns_process = owns_process
+        self._handover_path = handover_path(settings)
+        self._place: Place | None = None
+        self._listening: list[socket.socket] = []
+        self._offer: Offer | None = None
         files, wanted = file_limit().soft, settings.limits.connections
         total = allowed_connections(wanted, files)
         if owns_process and total < wanted:
             log.warning(f"fewer connections than set; {HOW_TO_RAISE}", connections=total, wanted=wanted, files=files)
         self._door = Door(size_of(total, settings.limits.connections_per_address), metrics)
 
+    async def serve_at(self, place: Place) -> None:
+        """Serve until told to stop, on a socket that is taken when everything else is up."""
+        self._place = place
+        await self.serve()
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen on the sockets; then take what lives as long as the process out of the collector's rounds, which would stop all requests."""
-        if not sockets:
+        """Listen; then take what lives as long as the process out of the collector's rounds, which would stop all requests."""
+        if not sockets and self._place is None:
             raise ValueError("the server listens on sockets that it is given: see listening_socket()")
         await super().startup([])
-        self._door.open(sockets, self._connection, backlog=self.config.backlog)
+        self._listening = list(sockets or [])
+        if not self._listening and self._place is not None:
+            self._listening = [await self._taken(self._place)]
+        self._door.open(self._listening, self._connection, backlog=self.config.backlog)
         if self._owns_process:
             gc.collect()
             gc.freeze()
+
+    async def _taken(self, place: Place) -> socket.socket:
+        try:
+            return await asyncio.to_thread(place.take)
+        except BaseException:
+            await self.lifespan.shutdown()
+            raise
 
     def _connection(self) -> Connection:
         return Connection(self.config, self.server_state, self.lifespan.state, self._door)
@@ -77,6 +95,10 @@ class GatewayServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Nobody comes in any more; then everything ends."""
         self._door.close()
+        for listening in self._listening:
+            listening.close()
+        if self._offer is not None:  # after that: who was promised the address finds it free
+            self._offer.close()
         await super().shutdown(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -97,11 +119,21 @@ class GatewayServer(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _drain(self, until: float) -> None:
+        if self._offer is None and self._owns_process and self._listening:
+            self._offer = Offer(self._handover_path, self._listening[0], given=self._hand_over)
         if self._lifecycle.in_flight == 0:
             self.should_exit = True
         elif monotonic() >= until:
             self._cut_all()
             self.should_exit = True
+
+    def _hand_over(self) -> None:
+        """The next gateway accepts from now on; clients that keep a connection here are to make a new one."""
+        log.info("the next gateway listens; the open answers end here", in_flight=self._lifecycle.in_flight)
+        self._door.hand_over()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.retire()
 
     def _close_stragglers(self) -> None:
         clock = monotonic()
@@ -127,22 +159,3 @@ def _config(app: App) -> uvicorn.Config:
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_graceful_shutdown=_CLOSE_TIMEOUT_S,
     )
-
-
-def listening_socket(settings: Settings) -> socket.socket:
-    """The bound socket; `Invalid` that says what to do when the address is taken."""
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _TCP_USER_TIMEOUT_MS)
-    try:
-        bound.bind((settings.host, settings.port))
-    except OSError as error:
-        bound.close()
-        raise Invalid(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; set TURNOUT_PORT to a free port",
-            code="address_in_use",
-            param="port",
-        ) from error
-    return bound

@@ -172,6 +172,11 @@ class Settings(BaseSettings):
         return self.home / "snapshot.json"
 
     @property
+    def journal_path(self) -> Path:
+        """Rollbacks that were made while the database was locked or gone."""
+        return self.home / "break-glass.jsonl"
+
+    @property
     def run_dir(self) -> Path:
         """Private (0700) directory of the engine's socket; short enough for the kernel."""
         preferred = self.home / "run"

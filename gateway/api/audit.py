@@ -58,5 +58,5 @@ async def read_audit(
             if last is None:
                 raise NotFound(f"the audit log has no entry {after[:60]!r}", code="audit_not_found", param="after")
             query = query.where(or_(table.c.at < last.at, and_(table.c.at == last.at, table.c.id < last.id)))
-        rows = (await connection.execute(query)).mappings()
-        return tuple(AuditEntry.model_validate({name: row[name] for name in AuditEntry.model_fields}) for row in rows)
+        rows = (await connection.execute(query)).mappings().all()
+    return tuple(AuditEntry.model_validate({name: row[name] for name in AuditEntry.model_fields}) for row in rows)

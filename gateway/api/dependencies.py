@@ -14,10 +14,12 @@ from ..errors import Unauthenticated
 from ..jobs.service import JobService
 from ..jobs.suites import Suites
 from ..keys import Keys, Principal, Scope
+from ..lock_holders import LockWatch
 from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
 from ..registry.retirement import Retirement
 from ..registry.service import Registry
+from ..rollouts.break_glass import BreakGlass
 from ..rollouts.promotion import Promotions
 from ..routing.table import RoutingTable
 from ..settings import Settings
@@ -34,11 +36,13 @@ class Services:
     keys: Keys
     routing: RoutingTable
     promotions: Promotions
+    break_glass: BreakGlass
     jobs: JobService
     files: FileStore
     suites: Suites
     metrics: Metrics
     lifecycle: Lifecycle
+    lock_watch: LockWatch
     body_timeout_s: float
 
 
@@ -116,6 +120,10 @@ async def _promotions(request: Request) -> Promotions:
     return services(request).promotions
 
 
+async def _break_glass(request: Request) -> BreakGlass:
+    return services(request).break_glass
+
+
 async def _jobs(request: Request) -> JobService:
     return services(request).jobs
 
@@ -132,6 +140,10 @@ async def _metrics(request: Request) -> Metrics:
     return services(request).metrics
 
 
+async def _lock_watch(request: Request) -> LockWatch:
+    return services(request).lock_watch
+
+
 async def _lifecycle(request: Request) -> Lifecycle:
     return services(request).lifecycle
 
@@ -143,8 +155,10 @@ RetirementService = Annotated[Retirement, Depends(_retirement)]
 KeysService = Annotated[Keys, Depends(_keys)]
 RoutingService = Annotated[RoutingTable, Depends(_routing)]
 PromotionsService = Annotated[Promotions, Depends(_promotions)]
+BreakGlassService = Annotated[BreakGlass, Depends(_break_glass)]
 JobsService = Annotated[JobService, Depends(_jobs)]
 FilesService = Annotated[FileStore, Depends(_files)]
 SuitesService = Annotated[Suites, Depends(_suites)]
 MetricsService = Annotated[Metrics, Depends(_metrics)]
+LockWatchService = Annotated[LockWatch, Depends(_lock_watch)]
 LifecycleService = Annotated[Lifecycle, Depends(_lifecycle)]

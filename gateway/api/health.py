@@ -17,17 +17,28 @@ from ..database import Database
 from ..errors import GatewayError
 from ..keys import Principal
 from ..lease import FRESH_WITHIN_S, silence
+from ..lock_holders import LockWatch
 from ..metrics import Metrics
 from ..proxy.app import Lifecycle
 from ..routing.census import take_census
 from ..routing.table import RoutingTable
 from .declared import DeclaredRoute
-from .dependencies import Caller, DatabaseService, LifecycleService, MetricsService, RoutingService
+from .dependencies import (
+    BreakGlassService,
+    Caller,
+    DatabaseService,
+    LifecycleService,
+    LockWatchService,
+    MetricsService,
+    RoutingService,
+)
 
 router = APIRouter(route_class=DeclaredRoute, tags=["Health"])
 
 # The table is followed ten times a second; a database silent for longer than this is worth telling.
 _STALE_AFTER_S = 5.0
+# A write takes milliseconds.
+HELD_LONG_S = 2.0
 # The reason itself quotes the engine's log, which may say anything, and where it lies.
 _TOLD_TO_ADMINS = "a key with scope 'admin' is told why"
 
@@ -36,6 +47,15 @@ class Alive(BaseModel, frozen=True):
     """The process answers."""
 
     status: Literal["alive"] = "alive"
+
+
+class DatabaseHolder(BaseModel, frozen=True):
+    """A process that holds the database's lock for longer than a write takes. `turnout doctor` has its number."""
+
+    process: Literal["controller", "gateway", "supervisor", "turnout", "other"]
+    holds: Literal["write", "read"]
+    is_stopped: bool = Field(description="a signal stopped it: it lets go when it is continued, or killed")
+    seen_for_s: float = Field(description="at every look since then")
 
 
 class Readiness(BaseModel, frozen=True):
@@ -49,6 +69,8 @@ class Readiness(BaseModel, frozen=True):
         description="`silent`: nobody looks after engines and jobs, and what is said of engines may be long over"
     )
     controller_silent_s: float | None = Field(description="since it last renewed its lease; null: it never had it")
+    journalled_rollbacks: int = Field(default=0, description="made without the database, which does not know them yet")
+    database_held_by: list[DatabaseHolder] = Field(default=[], description="SQLite: who keeps others from writing")
 
 
 class Replica(BaseModel, frozen=True):
@@ -75,15 +97,23 @@ async def healthz() -> Alive:
 
 
 @router.get("/readyz", summary="Are completions served now?", responses={503: {"model": Readiness}})
-async def readyz(response: Response, routing: RoutingService, lifecycle: LifecycleService) -> Readiness:
+async def readyz(
+    response: Response,
+    routing: RoutingService,
+    lifecycle: LifecycleService,
+    break_glass: BreakGlassService,
+    lock_watch: LockWatchService,
+) -> Readiness:
     """503 while starting, while no engine is ready, and while draining."""
-    found = readiness(routing, lifecycle)
+    found = readiness(routing, lifecycle, journalled=break_glass.open, held_by=_holders(lock_watch))
     if found.status != "ready":
         response.status_code = 503
     return found
 
 
-def readiness(routing: RoutingTable, lifecycle: Lifecycle) -> Readiness:
+def readiness(
+    routing: RoutingTable, lifecycle: Lifecycle, *, journalled: int, held_by: list[DatabaseHolder]
+) -> Readiness:
     """Decide from what is in memory."""
     engines = len(routing.current.serving(None))
     reason = None
@@ -101,7 +131,19 @@ def readiness(routing: RoutingTable, lifecycle: Lifecycle) -> Readiness:
         engines_ready=engines,
         controller="silent" if silent_s > FRESH_WITHIN_S else "ok",
         controller_silent_s=None if isinf(silent_s) else round(silent_s, 1),
+        journalled_rollbacks=journalled,
+        database_held_by=held_by,
     )
+
+
+def _holders(watch: LockWatch) -> list[DatabaseHolder]:
+    return [
+        DatabaseHolder(
+            process=holder.kind, holds=holder.holds, is_stopped=holder.is_stopped, seen_for_s=round(seen_s, 1)
+        )
+        for holder, seen_s in watch.holders
+        if seen_s >= HELD_LONG_S
+    ]
 
 
 @router.get("/metrics", summary="Prometheus metrics", response_class=Response)

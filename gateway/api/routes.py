@@ -13,7 +13,7 @@ from ..routing.models import Route, Variant
 from ..routing.store import get_route, list_routes
 from ..routing.table import RoutingTable
 from .declared import DeclaredRoute
-from .dependencies import Admin, Caller, DatabaseService, PromotionsService, RoutingService
+from .dependencies import Admin, BreakGlassService, Caller, DatabaseService, PromotionsService, RoutingService
 
 router = APIRouter(route_class=DeclaredRoute, prefix="/api/routes", tags=["Routes"])
 
@@ -93,6 +93,9 @@ class RollbackRequest(BaseModel):
     cut: bool = Field(default=False, description="end answers of what is left that still run, with an error")
     reason: str | None = None
     expected_revision: Revision = Field(default=None, description="the revision that you saw; a repeat moves nothing")
+    break_glass: bool = Field(
+        default=False, description="although the database is locked or gone: journalled on disk, told to it later"
+    )
     dry_run: bool = _DRY_RUN
 
 
@@ -175,10 +178,25 @@ async def rollback(
     request: RollbackRequest,
     caller: Admin,
     promotions: PromotionsService,
+    break_glass: BreakGlassService,
     routing: RoutingService,
     idempotency_key: IdempotencyKey = None,
 ) -> Moved:
     """A flip of pointers, bound to the route as it was when this request came in."""
+    if request.break_glass:
+        return await break_glass.rollback(
+            name,
+            to=request.to,
+            force=request.force,
+            further=request.further,
+            accept_load=request.accept_load,
+            cut=request.cut,
+            reason=request.reason,
+            principal=caller,
+            expected_revision=request.expected_revision,
+            idempotency_key=idempotency_key,
+            dry_run=request.dry_run,
+        )
     return await promotions.rollback(
         name,
         to=request.to,

@@ -129,6 +129,14 @@ class Connection(asyncio.Protocol):
         else:
             self._answer.keeps_alive = False
 
+    def retire(self) -> None:
+        """Close where nothing is under way; else answer what is, or what comes first, and then close."""
+        if self._answer is None and self._is_idle:
+            self.transport.close()
+        self._is_stopping = True
+        if self._answer is not None:
+            self._answer.keeps_alive = False
+
     def is_late(self, clock: float, *, headers_timeout_s: float, refused_body_timeout_s: float) -> bool:
         """Whether it has been waited for long enough: for a head, for the next request, for the end of what is dropped.
 

@@ -74,6 +74,11 @@ class Door:
         self._is_closed = True
         self._pause()
 
+    def hand_over(self) -> None:
+        """Accept nothing more, another process does on the same sockets. Who is in stays."""
+        self._pause()
+        self._listening = []
+
     def tell(self, clock: float) -> None:
         """Log who had to go, every now and then: under a flood that is thousands a second."""
         if self._untold and clock - self._told_at >= _TELL_EVERY_S:

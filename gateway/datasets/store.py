@@ -129,7 +129,8 @@ class FileStore:
         async with self._database.read() as connection:
             if after is not None:
                 await _check_was_ours(connection, after, project_id)
-            return [_file(row) for row in await connection.execute(query)]
+            rows = (await connection.execute(query)).all()
+        return [_file(row) for row in rows]
 
     async def delete(self, file_id: str, *, actor: str, project_id: str) -> None:
         """Delete the record, then the bytes. Refused while an unfinished job needs the file."""

@@ -106,7 +106,5 @@ async def residency_rows(database: Database, engine_name: str) -> tuple[Residenc
     table = tables.residency
     query = select(table).where(table.c.engine_name == engine_name).order_by(table.c.replica_id)
     async with database.read() as connection:
-        rows = (await connection.execute(query)).mappings()
-        return tuple(
-            ResidencyRow.model_validate({name: row[name] for name in ResidencyRow.model_fields}) for row in rows
-        )
+        rows = (await connection.execute(query)).mappings().all()
+    return tuple(ResidencyRow.model_validate({name: row[name] for name in ResidencyRow.model_fields}) for row in rows)

@@ -80,7 +80,8 @@ class JobStore:
                 last = await self.get_in(connection, after, project_id=project_id, param="after")
                 same_time = and_(table.c.created_at == last.created_at, table.c.id < last.id)
                 query = query.where(or_(table.c.created_at < last.created_at, same_time))
-            return [_job(row) for row in await connection.execute(query)]
+            rows = (await connection.execute(query)).all()
+        return [_job(row) for row in rows]
 
     async def unfinished(self) -> builtins.list[Job]:
         """Every job that is not final, oldest first."""
@@ -122,7 +123,8 @@ class JobStore:
         """What was uploaded under these ids."""
         query = select(tables.files.c.id, tables.files.c.digest).where(tables.files.c.id.in_(tuple(file_ids)))
         async with self._database.read() as connection:
-            return {row.id: row.digest for row in await connection.execute(query)}
+            rows = (await connection.execute(query)).all()
+        return {row.id: row.digest for row in rows}
 
     # ---- attempts ----
 
@@ -217,8 +219,8 @@ class JobStore:
                     raise NotFound(f"job {job_id} has no event {after[:60]!r}", code="event_not_found", param="after")
                 query = query.where(_beyond(table, last, descending=newest_first))
             order = (table.c.at.desc(), table.c.id.desc()) if newest_first else (table.c.at, table.c.id)
-            rows = await connection.execute(query.order_by(*order).limit(limit))
-            return [JobEvent.model_validate(dict(row._mapping)) for row in rows]
+            rows = (await connection.execute(query.order_by(*order).limit(limit))).all()
+        return [JobEvent.model_validate(dict(row._mapping)) for row in rows]
 
 
 def hash_token(token: str) -> str:

@@ -131,5 +131,5 @@ async def verdict_rows(database: Database, digest: str, *, project_id: str) -> t
         .order_by(table.c.created_at.desc(), table.c.id.desc())
     )
     async with database.read() as connection:
-        rows = (await connection.execute(query)).mappings()
-        return tuple(VerdictRow.model_validate({name: row[name] for name in VerdictRow.model_fields}) for row in rows)
+        rows = (await connection.execute(query)).mappings().all()
+    return tuple(VerdictRow.model_validate({name: row[name] for name in VerdictRow.model_fields}) for row in rows)

@@ -166,10 +166,15 @@ async def check_strands_nobody(
     version = next((found for found in versions if found.name == target), None)
     if version is None or not await _ready_replicas(connection) or await _is_held(connection, version):
         return
-    raise Conflict(
-        f"{target} is not loaded on every engine that takes traffic: requests for {route.name!r} would fail until it is. "
-        f"Wait for the load and move then (`turnout rollback {route.name} --to {target} --wait-for-load`), go to the base "
-        f"model {version.base_model}, which is always there, or move all the same (`--accept-load`)",
+    raise would_strand(route.name, target, base=version.base_model)
+
+
+def would_strand(route: str, target: str, *, base: str) -> Conflict:
+    """The error of a move onto what no engine would answer yet."""
+    return Conflict(
+        f"{target} is not loaded on every engine that takes traffic: requests for {route!r} would fail until it is. "
+        f"Wait for the load and move then (`turnout rollback {route} --to {target} --wait-for-load`), go to the base "
+        f"model {base}, which is always there, or move all the same (`--accept-load`)",
         code="needs_load",
         param="to",
     )

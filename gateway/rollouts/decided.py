@@ -43,7 +43,7 @@ def pointers_of(route: Route, base: str) -> Pointers:
 def promoted(held: Route, move: Move, mover: Mover, *, is_gated: bool) -> Decided:
     """All traffic to the new stable."""
     target = move.pointers.stable
-    last = _last("promote", held, mover, moved_from=held.stable, moved_to=target)
+    last = last_move("promote", held, mover, moved_from=held.stable, moved_to=target)
     return Decided(
         after=_all_to_stable(held, move, last),
         moved_from=held.stable,
@@ -57,7 +57,7 @@ def promoted(held: Route, move: Move, mover: Mover, *, is_gated: bool) -> Decide
 def rolled_back(held: Route, move: Move, mover: Mover, *, needs_load: bool) -> Decided:
     """All traffic to stable: the one that a trial was held against, or the one before."""
     moved_from, target = ", ".join(move.withdrawn) or held.stable, move.pointers.stable
-    last = _last("rollback", held, mover, moved_from=moved_from, moved_to=target)
+    last = last_move("rollback", held, mover, moved_from=moved_from, moved_to=target)
     return Decided(
         after=_all_to_stable(held, move, last),
         moved_from=moved_from,
@@ -80,7 +80,7 @@ def split(held: Route, wanted: Sequence[Variant], tries: Sequence[str] | None, m
         since = held.trial.since_revision if held.trial is not None and is_same else held.revision + 1
         trial = Trial(arms=tried, against=held.stable, since_revision=since)
     moved_from, moved_to = shares_text(held.variants), shares_text(variants)
-    last = _last("split", held, mover, moved_from=moved_from, moved_to=moved_to)
+    last = last_move("split", held, mover, moved_from=moved_from, moved_to=moved_to)
     after = held.model_copy(update={"variants": variants, "trial": trial, "last_move": last})
     return Decided(after=after, moved_from=moved_from, moved_to=moved_to)
 
@@ -93,10 +93,15 @@ def check_goes_no_further(held: Route, to: str | None, *, further: bool, leads_t
     last = held.last_move
     if further or to is not None or last is None or last.action != "rollback":
         return
-    raise Conflict(
-        f"{held.name!r} was rolled back already, {last.at:%Y-%m-%d %H:%M:%S} UTC by {last.by}: {last.moved_from} → "
-        f"{last.moved_to} (revision {last.revision}). Nothing moved now. To go further back, to {leads_to}: "
-        f"`turnout rollback {held.name} --further`, or name the version with `--to`",
+    told = f", {last.at:%Y-%m-%d %H:%M:%S} UTC by {last.by}: {last.moved_from} → {last.moved_to} (revision {last.revision})"
+    raise already_rolled_back(held.name, leads_to=leads_to, told=told)
+
+
+def already_rolled_back(route: str, *, leads_to: str, told: str = "") -> Conflict:
+    """The error of a second step back that nobody asked for."""
+    return Conflict(
+        f"{route!r} was rolled back already{told}. Nothing moved now. To go further back, to {leads_to}: "
+        f"`turnout rollback {route} --further`, or name the version with `--to`",
         code="already_rolled_back",
         param="further",
     )
@@ -122,7 +127,8 @@ def _all_to_stable(held: Route, move: Move, last: LastMove) -> Route:
     )
 
 
-def _last(action: str, held: Route, mover: Mover, *, moved_from: str, moved_to: str) -> LastMove:
+def last_move(action: str, held: Route, mover: Mover, *, moved_from: str, moved_to: str) -> LastMove:
+    """How traffic came to be where it is after this move."""
     return LastMove.model_validate(
         {
             "action": action,

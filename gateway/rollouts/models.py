@@ -16,6 +16,7 @@ class Moved(BaseModel, frozen=True):
     moved_to: str
     revision: int
     took_ms: float = Field(description="from the call until this gateway routes by it")
+    journalled: bool = Field(default=False, description="this gateway's journal has it; the database is told later")
     needs_load: bool = Field(description="no engine has the target loaded: its requests fail until one has")
     marked: tuple[str, ...] = Field(default=(), description="versions that return by force only from now on")
     answers_cut: int = Field(default=0, description="answers of what was left that were still running and were ended")

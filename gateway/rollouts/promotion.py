@@ -155,7 +155,11 @@ class Promotions:
             return rolled_back(held, move, Mover(principal.actor, now()), needs_load=is_missing)
 
         moved = await self._move(call, decide)
-        if not cut or dry_run or self._on_cut is None:
+        return self.cut_left(moved) if cut and not dry_run else moved
+
+    def cut_left(self, moved: Moved) -> Moved:
+        """End the answers that still run here on what a move has left."""
+        if self._on_cut is None:
             return moved
         left = set(moved.before.arms) - set(moved.route.arms)
         return moved.model_copy(update={"answers_cut": self._on_cut(left)})
@@ -220,7 +224,7 @@ class Promotions:
     ) -> Route:
         """Name the version that comes next: engines load it, traffic stays where it is."""
         call = _settled(route, "route.set_candidate", principal, reason, expected_revision)
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             if target is not None:
                 check_verified(named(await versions_of(connection, held), target))
@@ -244,7 +248,7 @@ class Promotions:
         if len(gates) > MAX_GATES:
             raise Invalid(f"{len(gates)} gates; at most {MAX_GATES}", code="too_many_gates", param="suites")
         await suite_digests(self._suites, gates)  # each must exist
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             held = await _held(connection, route, principal, expected_revision)
             after = await save_route(connection, held.model_copy(update={"gates": gates}), actor=principal.actor)
             await _audit(connection, held, after, call)
@@ -272,7 +276,7 @@ class Promotions:
                 held = await _held(connection, call.route, call.principal, call.expected_revision)
                 decided = await decide(connection, held, await versions_of(connection, held))
             return _moved(held, decided.after, decided, started).model_copy(update={"dry_run": True})
-        async with self._database.write() as connection:
+        async with self._database.write(urgent=True) as connection:
             first = await first_answer(connection, call)
             if first is not None:
                 return first

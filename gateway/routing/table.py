@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
-from sqlalchemy import RowMapping, select
+from sqlalchemy import RowMapping, Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
@@ -25,11 +26,13 @@ from ..errors import GatewayError
 from ..lease import lease_until
 from ..names import engine_name, version_name
 from ..processes import look_at
+from .models import Trial
 
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 0.1
 MAX_SNAPSHOT_BYTES = 64 * 2**20
+MAX_SAVE_PAUSE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,7 @@ class SnapshotVersion:
     is_rolled_back: bool
     created_at: datetime
     is_retired: bool = False
+    base_model: str = ""  # of a table that an earlier release saved
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +77,14 @@ class SnapshotRoute:
     variants: tuple[tuple[str, int], ...]
     project_id: str
     updated_at: datetime
-    tried: tuple[str, ...] = ()
+    trial: Trial | None = None
+    last_action: str = ""  # by which traffic came to be where it is
+    gates: tuple[str, ...] = ()
+
+    @property
+    def tried(self) -> tuple[str, ...]:
+        """Arms that a rollback would take back."""
+        return self.trial.arms if self.trial is not None else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,21 +132,46 @@ class Snapshot:
 _FORMAT = TypeAdapter(Snapshot)
 
 
-async def load_snapshot(connection: AsyncConnection, bases: Mapping[str, SnapshotBase]) -> Snapshot:
-    """Read everything, as of one revision: a connection of `Database.read` sees one state."""
-    return Snapshot(
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """What one look at the database found. Nothing is made of it before the database is let go."""
+
+    revision: int
+    routes: Sequence[RowMapping]
+    versions: Sequence[RowMapping]
+    replicas: Sequence[RowMapping]
+    residency: Sequence[RowMapping]
+    keys: Sequence[RowMapping]
+
+
+async def _read_rows(connection: AsyncConnection) -> _Rows:
+    """Everything, as of one revision: a connection of `Database.read` sees one state."""
+    table, jobs, residency, keys = tables.adapter_versions, tables.jobs, tables.residency, tables.api_keys
+    creator = jobs.c.created_by.label("job_creator")
+    return _Rows(
         revision=await read_revision(connection),
-        bases=dict(bases),
-        routes=await _routes(connection),
-        versions=await _versions(connection),
-        replicas=await _replicas(connection),
-        keys=await _keys(connection),
+        routes=await _all(connection, select(tables.routes)),
+        versions=await _all(connection, select(table, creator).outerjoin(jobs, jobs.c.id == table.c.job_id)),
+        replicas=await _all(connection, select(tables.replicas).order_by(tables.replicas.c.id)),
+        residency=await _all(connection, select(residency).where(residency.c.state == "ready")),
+        keys=await _all(connection, select(keys).where(keys.c.revoked_at.is_(None))),
     )
 
 
-async def _routes(connection: AsyncConnection) -> dict[str, SnapshotRoute]:
-    rows = (await connection.execute(select(tables.routes))).mappings()
-    return {row["name"]: _route(row) for row in rows}
+async def _all(connection: AsyncConnection, query: Select[Any]) -> Sequence[RowMapping]:
+    found: Sequence[RowMapping] = (await connection.execute(query)).mappings().all()
+    return found
+
+
+def _built(rows: _Rows, bases: Mapping[str, SnapshotBase]) -> Snapshot:
+    return Snapshot(
+        revision=rows.revision,
+        bases=dict(bases),
+        routes={row["name"]: _route(row) for row in rows.routes},
+        versions={version.name: version for version in map(_version, rows.versions)},
+        replicas=_replicas(rows),
+        keys={row["hash"]: _key(row) for row in rows.keys},
+    )
 
 
 def _route(row: RowMapping) -> SnapshotRoute:
@@ -149,54 +185,42 @@ def _route(row: RowMapping) -> SnapshotRoute:
         variants=tuple((variant["target"], int(variant["weight"])) for variant in row["variants"]),
         project_id=row["project_id"],
         updated_at=row["updated_at"],
-        tried=tuple(row["trial"]["arms"]) if row["trial"] else (),
+        trial=Trial.model_validate(row["trial"]) if row["trial"] else None,
+        last_action=row["last_move"]["action"] if row["last_move"] else "",
+        gates=tuple(row["gates"]),
     )
 
 
-async def _versions(connection: AsyncConnection) -> dict[str, SnapshotVersion]:
-    table, jobs = tables.adapter_versions, tables.jobs
-    query = select(table, jobs.c.created_by.label("job_creator")).outerjoin(jobs, jobs.c.id == table.c.job_id)
-    found = {}
-    for row in (await connection.execute(query)).mappings():
-        name = version_name(row["adapter"], row["version"])
-        found[name] = SnapshotVersion(
-            name=name,
-            adapter=row["adapter"],
-            version=row["version"],
-            digest=row["digest"],
-            engine_name=engine_name(row["adapter"], row["version"], row["digest"]),
-            state=row["state"],
-            project_id=row["project_id"],
-            owners=frozenset(owner for owner in (row["created_by"], row["job_creator"]) if owner),
-            is_promoted=row["promoted_at"] is not None,
-            is_rolled_back=row["rolled_back_at"] is not None,
-            created_at=row["created_at"],
-            is_retired=row["retired_at"] is not None,
-        )
-    return found
+def _version(row: RowMapping) -> SnapshotVersion:
+    return SnapshotVersion(
+        name=version_name(row["adapter"], row["version"]),
+        adapter=row["adapter"],
+        version=row["version"],
+        digest=row["digest"],
+        engine_name=engine_name(row["adapter"], row["version"], row["digest"]),
+        state=row["state"],
+        project_id=row["project_id"],
+        owners=frozenset(owner for owner in (row["created_by"], row["job_creator"]) if owner),
+        is_promoted=row["promoted_at"] is not None,
+        is_rolled_back=row["rolled_back_at"] is not None,
+        created_at=row["created_at"],
+        base_model=row["base_model"],
+        is_retired=row["retired_at"] is not None,
+    )
 
 
-async def _replicas(connection: AsyncConnection) -> tuple[SnapshotReplica, ...]:
-    residency = tables.residency
+def _replicas(rows: _Rows) -> tuple[SnapshotReplica, ...]:
     ready: dict[str, set[str]] = {}
-    rows = await connection.execute(
-        select(residency.c.replica_id, residency.c.engine_name).where(residency.c.state == "ready")
-    )
-    for replica_id, name in rows:
-        ready.setdefault(replica_id, set()).add(name)
-    found = (await connection.execute(select(tables.replicas).order_by(tables.replicas.c.id))).mappings()
+    for row in rows.residency:
+        ready.setdefault(row["replica_id"], set()).add(row["engine_name"])
     return tuple(
         SnapshotReplica(row["id"], row["socket"], row["epoch"], row["state"], frozenset(ready.get(row["id"], ())))
-        for row in found
+        for row in rows.replicas
     )
 
 
-async def _keys(connection: AsyncConnection) -> dict[str, SnapshotKey]:
-    rows = (await connection.execute(select(tables.api_keys).where(tables.api_keys.c.revoked_at.is_(None)))).mappings()
-    return {
-        row["hash"]: SnapshotKey(row["id"], row["name"], row["project_id"], frozenset(row["scopes"]), row["expires_at"])
-        for row in rows
-    }
+def _key(row: RowMapping) -> SnapshotKey:
+    return SnapshotKey(row["id"], row["name"], row["project_id"], frozenset(row["scopes"]), row["expires_at"])
 
 
 class RoutingTable:
@@ -208,7 +232,11 @@ class RoutingTable:
         self._bases = dict(bases)
         self._lock = asyncio.Lock()
         self._listeners: list[Callable[[Snapshot], None]] = []
-        self._saved_revision = -1
+        self._overlay: Callable[[Snapshot], Snapshot] = lambda snapshot: snapshot
+        self._without_overlay: Snapshot | None = None
+        self._saved: Snapshot | None = None
+        self._save_after = 0.0
+        self._saves_failed_in_a_row = 0
         self._seen_at: float | None = None
         self.controller_until: datetime | None = None  # when the controller's lease runs out, as last seen
         self.current = Snapshot(revision=-1, bases=self._bases)
@@ -220,6 +248,15 @@ class RoutingTable:
         """Call `listener` with each new snapshot."""
         self._listeners.append(listener)
 
+    def lay_over(self, overlay: Callable[[Snapshot], Snapshot]) -> None:
+        """Let `overlay` change each snapshot before it counts."""
+        self._overlay = overlay
+
+    def lay_over_again(self) -> None:
+        """The overlay says something else now."""
+        if self._without_overlay is not None:
+            self._install(self._without_overlay)
+
     @property
     def is_loaded(self) -> bool:
         """Whether there is a table at all, from the database or from disk."""
@@ -230,13 +267,16 @@ class RoutingTable:
         """Time since the database last confirmed the table; infinite before it ever did."""
         return float("inf") if self._seen_at is None else time.monotonic() - self._seen_at
 
-    async def refresh(self) -> Snapshot:
-        """See every change that was committed before this call. Raises `Unavailable` when the database cannot tell."""
+    async def refresh(self, *, anew: bool = False) -> Snapshot:
+        """See every change that was committed before this call; `anew` also without one. Raises `Unavailable` when the database cannot tell."""
         async with self._lock:
+            rows = None
             async with self._database.read() as connection:
-                if self._seen_at is None or await read_revision(connection) != self.current.revision:
-                    self._install(await load_snapshot(connection, self._bases))
+                if anew or self._seen_at is None or await read_revision(connection) != self.current.revision:
+                    rows = await _read_rows(connection)
                 self.controller_until = await lease_until(connection)
+            if rows is not None:
+                self._install(_built(rows, self._bases))
             self._seen_at = time.monotonic()
             return self.current
 
@@ -259,22 +299,31 @@ class RoutingTable:
             await asyncio.sleep(POLL_INTERVAL_S)
 
     def _install(self, snapshot: Snapshot) -> None:
-        self.current = snapshot
+        self._without_overlay = snapshot
+        self.current = self._overlay(snapshot)
         for listener in self._listeners:
-            listener(snapshot)
+            listener(self.current)
 
     async def save(self) -> None:
-        """Write the table to disk if it changed; a failure is logged and counted, never raised."""
-        snapshot = self.current
-        if snapshot.revision == self._saved_revision:
+        """Write the table to disk unless it is there. A failure is counted, told once, and tried again later, ever less often."""
+        snapshot = self._without_overlay or self.current
+        if snapshot is self._saved or time.monotonic() < self._save_after:
             return
         try:
             await asyncio.to_thread(save_snapshot, snapshot, self._path)
         except (OSError, ValueError) as error:
-            self.failed_saves += 1
+            self._note_failed_save(error)
+            return
+        if self._saves_failed_in_a_row:
+            log.info("snapshot saved again", after_failures=self._saves_failed_in_a_row)
+        self._saved, self._save_after, self._saves_failed_in_a_row = snapshot, 0.0, 0
+
+    def _note_failed_save(self, error: Exception) -> None:
+        self.failed_saves += 1
+        if self._saves_failed_in_a_row == 0:
             log.error("snapshot not saved, the last good one stays", error=str(error), path=str(self._path))
-        # Also after a failure: trying ten times a second would only fill the log.
-        self._saved_revision = snapshot.revision
+        self._save_after = time.monotonic() + save_pause_s(self._saves_failed_in_a_row)
+        self._saves_failed_in_a_row += 1
 
     def load_saved(self) -> bool:
         """Take the table that an earlier run left on disk; False when there is none that can be trusted."""
@@ -288,7 +337,7 @@ class RoutingTable:
             return False
         # The base model is what this process was started with, whatever an earlier one served.
         self._install(replace(saved, bases=self._bases))
-        self._saved_revision = saved.revision
+        self._saved = self._without_overlay
         return True
 
 
@@ -304,7 +353,22 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+    _flush_directory(path.parent)
     _remove_unfinished(path)
+
+
+def _flush_directory(path: Path) -> None:
+    """Until then the new name is in memory only."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def save_pause_s(failures: int) -> float:
+    """Pause after a failed save that came after so many."""
+    return min(MAX_SAVE_PAUSE_S, 0.5 * 2.0 ** min(failures, 16))
 
 
 def _remove_unfinished(path: Path) -> None:

@@ -19,13 +19,13 @@ from sqlalchemy import delete, insert, select, update
 from gateway import tables
 from gateway.app import Gateway
 from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
+from gateway.handover import listening_socket
 from gateway.keys import Keys, load_pepper
 from gateway.lease import EXPIRE_S
 from gateway.migrations.run import migrate
 from gateway.proxy.cutting import Timeouts
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.routing.store import create_route_for
-from gateway.server import listening_socket
 from gateway.settings import Settings, load_settings
 from tests.corpus import make_base
 from tests.factories import a_version

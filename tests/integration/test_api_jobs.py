@@ -25,10 +25,10 @@ from gateway.api.declared import MAX_JSON_BYTES
 from gateway.api.fine_tuning import fine_tuning_job
 from gateway.app import Gateway
 from gateway.database import now
+from gateway.handover import listening_socket
 from gateway.jobs.models import JobState
 from gateway.migrations.run import migrate
 from gateway.registry.models import VersionState
-from gateway.server import listening_socket
 from gateway.settings import BaseModelSettings, EngineSettings, Limits, Settings, load_settings
 from tests.corpus import BAD, make_base, make_bundle
 from tests.jobs_world import chat_rows

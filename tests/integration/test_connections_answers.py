@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
+from gateway.handover import listening_socket
 from gateway.metrics import Metrics
 from gateway.proxy.app import Lifecycle
 from gateway.proxy.asgi import App as Do
 from gateway.proxy.asgi import Receive, Send
-from gateway.server import GatewayServer, listening_socket
+from gateway.server import GatewayServer
 from gateway.settings import load_settings
 from tests.fakes.stack import until
 from tests.framing.wire import Wire

@@ -157,6 +157,44 @@ async def test_a_dead_holder_of_this_machine_is_followed_at_once(database: Datab
     assert await gets_it(Lease(database, holder="elsewhere/2/0"))
 
 
+async def test_who_let_it_run_out_takes_it_again_without_waiting_for_itself(database: Database) -> None:
+    clock = Clock()
+    first = a_lease(database, "1", clock)
+    await first.acquire()
+    epoch = first.epoch
+    clock.now += EXPIRE_S
+    with pytest.raises(LeaseLost):
+        await first.renew()
+
+    assert await gets_it(first)  # the clock stands still: waiting would never end
+
+    assert first.epoch == epoch + 1
+    assert first.is_held
+
+
+async def test_a_renewal_goes_before_the_own_writes_that_wait(database: Database) -> None:
+    lease = a_lease(database, "1", Clock())
+    await lease.acquire()
+    order: list[str] = []
+
+    async def write() -> None:
+        async with database.write():
+            order.append("write")
+
+    async def renew() -> None:
+        await lease.renew()
+        order.append("renewal")
+
+    async with database.write():
+        tasks = [asyncio.create_task(write()) for _ in range(5)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(renew()))
+        await asyncio.sleep(0)
+    await asyncio.gather(*tasks)
+
+    assert order[:2].count("renewal") == 1  # the block's end may come before or after a first write's
+
+
 async def test_of_many_at_once_one_gets_it(database: Database) -> None:
     clock = Clock()
     rivals = [a_lease(database, str(number), clock) for number in range(8)]

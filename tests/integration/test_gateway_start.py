@@ -19,8 +19,8 @@ import pytest
 from gateway import tables
 from gateway.app import Gateway, check_host
 from gateway.errors import Invalid, Unavailable
+from gateway.handover import listening_socket
 from gateway.keys import Keys
-from gateway.server import listening_socket
 from gateway.settings import load_settings
 from tests.corpus import make_base
 from tests.fakes.stack import BASE, Stack, chat_body, until

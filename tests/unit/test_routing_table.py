@@ -116,6 +116,53 @@ async def test_a_table_that_is_too_large_leaves_the_last_good_file(
     assert routing.failed_saves == 1
 
 
+async def test_a_failed_save_is_tried_again_until_it_is_on_disk_and_told_once(
+    routing: RoutingTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    elsewhere = tmp_path / "gone"
+    routing._path = elsewhere / "snapshot.json"
+    routing.current = SNAPSHOT
+    monkeypatch.setattr(table, "save_pause_s", lambda failures: 0.0)
+
+    for _ in range(3):
+        await routing.save()
+    assert (routing.failed_saves, capsys.readouterr().out.count("snapshot not saved")) == (3, 1)
+    elsewhere.mkdir()
+    await routing.save()
+    written = routing._path.stat().st_mtime_ns
+    await routing.save()
+
+    assert load_saved_snapshot(routing._path) == SNAPSHOT
+    assert routing._path.stat().st_mtime_ns == written
+    assert routing.failed_saves == 3
+
+
+async def test_between_tries_it_waits_ever_longer(routing: RoutingTable, tmp_path: Path) -> None:
+    routing._path = tmp_path / "gone" / "snapshot.json"
+    routing.current = SNAPSHOT
+
+    for _ in range(20):
+        await routing.save()
+
+    assert routing.failed_saves == 1
+    assert [table.save_pause_s(failures) for failures in (0, 1, 2, 500)] == [0.5, 1.0, 2.0, table.MAX_SAVE_PAUSE_S]
+
+
+def test_the_new_name_is_flushed_after_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[str] = []
+    flush = os.fsync
+
+    def noting(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        flushed.append("directory" if path.is_dir() else path.suffix)
+        flush(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
+
+    assert flushed == [".tmp", "directory"]
+
+
 def test_without_a_file_there_is_no_table_and_no_alarm(routing: RoutingTable) -> None:
     assert not routing.load_saved()
     assert routing.refused_files == 0
