@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import cast
 
 from gateway import controller
+from gateway.engine import replicas
 from gateway.jobs.launch import PROGRAMS
 from gateway.jobs.models import JobKind
 
@@ -26,4 +27,5 @@ if __name__ == "__main__":
     programs[JobKind.VERIFY] = (sys.executable, "-c", VERIFY)
     for kind in (JobKind.FINE_TUNING, JobKind.EVALUATION):
         programs[kind] = (sys.executable, "-c", JOB, os.environ["TESTS_ORDERS"], str(kind))
+    replicas.STABLE_AFTER_S = 1.0
     controller.main()

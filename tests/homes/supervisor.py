@@ -1,9 +1,10 @@
-"""`turnout serve` with this folder's controller."""
+"""`turnout serve` with this folder's controller. It forgives deaths sooner, for tests cause several."""
 
 from __future__ import annotations
 
 from gateway import supervisor
 
+supervisor.STABLE_AFTER_S = 1.0
 _Part = supervisor._Part
 
 
