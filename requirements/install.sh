@@ -28,5 +28,5 @@ stage "uv, the installer (20 MB)" pip install -q --no-deps --require-hashes -r r
 # torch first and alone: its CPU build comes from its own index, and --no-deps keeps the CUDA build out for good.
 stage "torch for CPU (190 MB to download, 700 MB on disk)" \
   pip install --no-deps --retries 0 "torch==2.13.0+cpu" --extra-index-url "$torch_index"
-stage "$(grep -c '^[a-zA-Z0-9].*==' requirements/all.txt) packages (700 MB to download, 2.1 GB on disk)" pinned
+stage "everything else, pinned (700 MB to download, 2.1 GB on disk)" pinned
 stage "Turnout itself" pip install -q --no-deps --no-build-isolation -e .
