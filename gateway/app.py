@@ -224,7 +224,8 @@ def build_api(services: Services) -> FastAPI:
     api.state.services = services
     install_error_handlers(api, services.metrics)
     for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, health):
-        api.include_router(module.router)
+        # `include_router` would build every route once more (0.15 s); they say all about themselves already.
+        api.router.routes.extend(module.router.routes)
     return api
 
 

@@ -8,3 +8,4 @@ common=(--universal --python-version 3.11 --generate-hashes --no-emit-index-url 
 .venv/bin/uv pip compile pyproject.toml --all-extras "${common[@]}" "${skip[@]}" \
   --override requirements/overrides.txt --extra-index-url https://download.pytorch.org/whl/cpu --index-strategy unsafe-best-match -o requirements/all.txt
 .venv/bin/uv pip compile pyproject.toml "${common[@]}" --constraint requirements/all.txt -o requirements/gateway.txt
+echo uv | .venv/bin/uv pip compile - "${common[@]}" --no-annotate --constraint requirements/all.txt -o requirements/installer.txt

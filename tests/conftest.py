@@ -1,13 +1,11 @@
-"""What every test starts from."""
+"""What holds for every test."""
 
 from __future__ import annotations
 
 import signal
 
-import pytest
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C arrive: a shell starts what it puts in the background with SIGINT ignored, and children inherit that."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+# A shell without job control starts what it puts into the background with SIGINT ignored, and every child inherits that:
+# tests that interrupt a program would wait for nothing. The same goes for SIGHUP under nohup.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number is signal.SIGINT else signal.SIG_DFL)

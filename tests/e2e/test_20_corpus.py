@@ -40,7 +40,7 @@ def test_preflight_refuses_it_with_a_reason(stack: Stack, base_family: BaseFamil
 
 @pytest.mark.invariant(4)
 # Its other kinds are refused by the same job without an engine in test_evals_verify.py.
-@pytest.mark.parametrize("kind", ["bit_flips", "diverged"])
+@pytest.mark.parametrize("kind", ["bit_flips"])
 def test_verify_refuses_it_with_a_reason(stack: Stack, base_family: BaseFamily, tmp_path: Path, kind: str) -> None:
     BAD[kind].build(tmp_path / "bad", base_family)
     published = stack.publish(tmp_path / "bad", f"bad-{kind.replace('_', '-')}"[:40])

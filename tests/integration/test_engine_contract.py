@@ -1,4 +1,4 @@
-"""The contract of engines, kept by the fake; `tests/e2e/test_engine_real.py` holds real vLLM to the same cases."""
+"""The contract of engines, kept by the fake; `tests/e2e/test_50_engine.py` holds real vLLM to the same cases."""
 
 from __future__ import annotations
 

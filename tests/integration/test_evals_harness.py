@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,16 @@ from tests.corpus import make_adapter
 
 ROOT = Path(__file__).parents[2]
 BASE = ROOT / "build" / "models" / "smollm2-135m-instruct"
-ARC = ROOT.parent / "shared" / "data" / "eval" / "arc_easy" / "sub500.jsonl"
-ROWS = 6
+# In the form of ARC's rows, four choices each.
+QUESTIONS = (
+    ("Which of these is a source of light?", ("the Sun", "a mirror", "a stone", "the Moon"), "A"),
+    ("What do plants take in through their roots?", ("light", "water", "sound", "wind"), "B"),
+    ("Which animal lays eggs?", ("a dog", "a horse", "a hen", "a whale"), "C"),
+    ("What happens to ice that is warmed?", ("It grows.", "It burns.", "It rusts.", "It melts."), "D"),
+    ("Which tool measures temperature?", ("a ruler", "a thermometer", "a clock", "a scale"), "B"),
+    ("Why does the Moon shine at night?", ("It burns.", "It is hot.", "It reflects sunlight.", "It is ice."), "C"),
+)
+ROWS = len(QUESTIONS)
 
 TASK = {
     "output_type": "multiple_choice", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "arc.jsonl"}},
@@ -72,17 +79,26 @@ print(json.dumps(found))
 """
 
 
+def rows() -> list[dict[str, Any]]:
+    return [
+        {
+            "id": f"q-{number}",
+            "question": question,
+            "choices": {"text": list(choices), "label": list("ABCD")},
+            "answerKey": answer,
+        }
+        for number, (question, choices, answer) in enumerate(QUESTIONS)
+    ]
+
+
 def write_task(folder: Path, **fields: Any) -> None:
     (folder / "arc.yaml").write_text(yaml.safe_dump({**TASK, **fields}))
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    if not ARC.is_file():
-        pytest.skip(f"{ARC} is not here: benchmark data is not shipped")
     folder = tmp_path_factory.mktemp("suite")
-    with ARC.open() as rows:
-        (folder / "arc.jsonl").write_text("".join(islice(rows, ROWS)))
+    (folder / "arc.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     write_task(folder)
     adapter = make_adapter(folder / "adapter", load_base_family("smollm2-135m", BASE), seed=5, scale=0.8)
     done = subprocess.run(

@@ -154,6 +154,7 @@ def test_numbers_of_a_working_adapter_are_accepted(log_loss: float) -> None:
 CASES: dict[str, Build] = {
     "good": good,
     "bit_flips": BAD["bit_flips"].build,
+    "diverged": BAD["diverged"].build,
     "wrong_base_unnamed": BAD["wrong_base_unnamed"].build,
     "no_measurable_effect": BAD["no_measurable_effect"].build,
     "all_nan": BAD["all_nan"].build,

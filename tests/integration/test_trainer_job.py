@@ -17,7 +17,7 @@ from deploy.demo.data import DemoData, make_demo_data
 from gateway.jobs.models import JobResult
 from gateway.registry.manifest import bundle_digest, parse_manifest
 from tests.tiny_base import make_tiny_base
-from tests.trainer_jobs import PATIENCE_S, an_attempt, result_of, run, start, told, wait_for_step
+from tests.trainer_jobs import PATIENCE_S, an_attempt, result_of, run, run_all, start, told, wait_for_step
 
 pytestmark = [pytest.mark.heavy, pytest.mark.filterwarnings("default")]
 
@@ -39,11 +39,17 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> DemoData:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(base: Path, data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> JobResult:
-    """What the job's training gives when nothing happens to it."""
+def finished(base: Path, data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An attempt that nothing happened to."""
     attempt = an_attempt(tmp_path_factory.mktemp("job"), 1, settings(base, data))
     assert run(attempt) == 0
-    return result_of(attempt)
+    return attempt
+
+
+@pytest.fixture(scope="module")
+def undisturbed(finished: Path) -> JobResult:
+    """What the job's training gives when nothing happens to it."""
+    return result_of(finished)
 
 
 def settings(base: Path, data: DemoData, **changes: Any) -> dict[str, Any]:
@@ -112,35 +118,38 @@ def test_sigterm_stops_a_job_at_once_without_a_result_and_the_next_attempt_goes_
     assert result_of(second).data["digest"] == undisturbed.data["digest"]
 
 
-def test_the_digest_told_is_that_of_the_bundle(base: Path, data: DemoData, tmp_path: Path) -> None:
-    attempt = an_attempt(tmp_path, 1, settings(base, data, max_steps=2))
-    assert run(attempt) == 0
-
-    bundle = attempt / "bundle"
+def test_the_digest_told_is_that_of_the_bundle(finished: Path, undisturbed: JobResult) -> None:
+    bundle = finished / "bundle"
     manifest = parse_manifest((bundle / "manifest.json").read_bytes())
     content = (bundle / "adapter_config.json").read_bytes()
-    assert bundle_digest(content, manifest.files["adapter_model.safetensors"]) == result_of(attempt).data["digest"]
+    assert bundle_digest(content, manifest.files["adapter_model.safetensors"]) == undisturbed.data["digest"]
 
 
-@pytest.mark.parametrize(
-    ("changes", "code", "said"),
-    [
-        ({"learning_rte": 1}, "bad_config", "learning_rte is no setting"),
-        ({"dataset": "/nowhere/train.jsonl"}, "no_such_file", "does not exist"),
-        ({"base_model": "/nowhere/base"}, "bad_base_model", "/nowhere/base"),
-        ({"init_from": "/nowhere/bundle"}, "bad_adapter", "/nowhere/bundle"),
-    ],
-)
-def test_what_cannot_be_trained_is_a_result_with_a_reason(
-    base: Path, data: DemoData, tmp_path: Path, changes: dict[str, Any], code: str, said: str
-) -> None:
-    attempt = an_attempt(tmp_path, 1, settings(base, data, **changes))
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "bad_config": ({"learning_rte": 1}, "learning_rte is no setting"),
+    "no_such_file": ({"dataset": "/nowhere/train.jsonl"}, "does not exist"),
+    "bad_base_model": ({"base_model": "/nowhere/base"}, "/nowhere/base"),
+    "bad_adapter": ({"init_from": "/nowhere/bundle"}, "/nowhere/bundle"),
+}
 
-    assert run(attempt) == 0
 
-    result = result_of(attempt)
+@pytest.fixture(scope="module")
+def refused(base: Path, data: DemoData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, JobResult]:
+    """What came of each, by its reason code."""
+    made = {
+        code: an_attempt(tmp_path_factory.mktemp(code), 1, settings(base, data, **changes))
+        for code, (changes, _) in REFUSED.items()
+    }
+    assert run_all(*made.values()) == 0
+    return {code: result_of(attempt) for code, attempt in made.items()}
+
+
+@pytest.mark.parametrize("code", REFUSED)
+def test_what_cannot_be_trained_is_a_result_with_a_reason(refused: dict[str, JobResult], code: str) -> None:
+    result = refused[code]
+
     assert (result.ok, result.error_code, result.token) == (False, code, "token-1")
-    assert said in (result.error_message or "")
+    assert REFUSED[code][1] in (result.error_message or "")
 
 
 def command(output: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,10 @@
-"""kill -9 of every part of the real stack, in the middle of its work. Runs after the others: it restarts the engine."""
+"""kill -9 of every part of the real stack, in the middle of its work. `tests/integration/test_kills.py` does it to the fake engine."""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.client import HTTPConnection
@@ -17,31 +16,10 @@ import pytest
 
 from deploy.demo.stopping import command_line
 
-from .stack import BASE, Stack, wait_for
+from .stack import BASE, LONG_STREAM, Stack, ask, engine_pid, pids, wait_for
 from .test_40_fine_tuning import chat_rows
 
-pytestmark = pytest.mark.engine
-
-LONG = {
-    "model": BASE,
-    "messages": [{"role": "user", "content": "Write a long story about a lighthouse."}],
-    "max_tokens": 1200,
-    "temperature": 0,
-    "stream": True,
-    "logit_bias": {"2": -100},  # no end of turn: the stream must be open when something dies
-}
-
-
-def engine_pid(stack: Stack) -> int:
-    return (
-        stack.find("vllm.entrypoints").pid
-        if _has(stack, "vllm.entrypoints")
-        else stack.find("deploy.engine.launch").pid
-    )
-
-
-def _has(stack: Stack, needle: str) -> bool:
-    return any(needle in " ".join(command_line(process)) for process in stack.tree() if process.is_running())
+pytestmark = [pytest.mark.engine, pytest.mark.long]
 
 
 def engine_core(stack: Stack) -> psutil.Process:
@@ -60,29 +38,12 @@ def is_engine_core(process: psutil.Process) -> bool:
         return False
 
 
-def pids(stack: Stack, module: str) -> list[int]:
-    return [p.pid for p in stack.tree() if module in " ".join(command_line(p))]
-
-
-def ask(stack: Stack, model: str) -> httpx.Response:
-    with stack.http() as client:
-        return client.post(
-            "/v1/chat/completions",
-            json={
-                "model": model,
-                "messages": [{"role": "user", "content": "Hello"}],
-                "max_tokens": 4,
-                "temperature": 0,
-            },
-        )
-
-
 def stream_until_cut(stack: Stack, kill: int, model: str) -> tuple[str, bool]:
     """Start a stream, kill the process after its first lines; the rest of the text, and whether the connection broke."""
     text, broke = "", False
     with stack.http() as client:
         try:
-            with client.stream("POST", "/v1/chat/completions", json=LONG | {"model": model}) as answer:
+            with client.stream("POST", "/v1/chat/completions", json=LONG_STREAM | {"model": model}) as answer:
                 for number, line in enumerate(answer.iter_lines()):
                     text += line + "\n"
                     if number == 4:
@@ -291,23 +252,3 @@ def test_trainer_and_controller_killed_in_a_job_which_still_finishes(stack: Stac
     assert len(stack.get("/api/adapters/phoenix")["versions"]) == 1
     assert pids(stack, "trainer.job") == []
     assert stack.get(f"/api/jobs/{job.id}")["attempt"] == 2, "the second attempt was adopted, not started again"
-
-
-@pytest.mark.invariant(10)
-def test_sigterm_drains_and_leaves_no_process(stack: Stack, alpha: str) -> None:
-    """The last test of the stack: it ends it."""
-    body = LONG | {"max_tokens": 150}
-    lines: list[str] = []
-    assert stack.process is not None
-    with stack.http() as client, client.stream("POST", "/v1/chat/completions", json=body) as answer:
-        for number, line in enumerate(answer.iter_lines()):
-            lines.append(line)
-            if number == 2:
-                stack.process.send_signal(signal.SIGTERM)
-
-    assert any("[DONE]" in line for line in lines), "the open stream was finished"
-    assert stack.process.wait(90) == 0
-    deadline = time.monotonic() + 20
-    while stack.tree() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert [command_line(p) for p in stack.tree()] == []

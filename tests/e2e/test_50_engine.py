@@ -1,88 +1,36 @@
-"""Real vLLM, started as the controller starts it: the contract, base integrity, and what it lets the network see.
+"""The stack's own engine, asked directly: the contract, base integrity, and what it lets the network see.
 
-Runs after the tests of the whole stack, which ends with them: one engine at a time.
+Everything above it was killed, so that nobody else asks it anything; the last test starts that again over the same engine.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import socket
 import statistics
-import subprocess
-import tempfile
-import time
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
 
-from deploy.engine.launch import build_command, build_environment, default_threads, parse_arguments
-from gateway.engine.admin import EngineAdmin, EngineUnreachable
-from gateway.engine.fleet import engine_spec
+from gateway.engine.admin import EngineAdmin
 from gateway.engine.self_test import SelfTest, run_self_test, write_adapter
 from gateway.processes import group_members
 from gateway.registry.base_family import BaseFamily
-from gateway.settings import BaseModelSettings, EngineSettings, Settings
-from tests.contract.engine_cases import CASES, LAST_CASES, Case, EngineUnderTest
+from gateway.settings import EngineSettings, Settings
+from tests.contract.engine_cases import CASES, Case, EngineUnderTest
 from tests.corpus import make_adapter
 
-from .stack import BASE, BASE_PATH
+from .stack import BASE, BASE_PATH, Stack, ask, engine_pid, pids, wait_for
 
 pytestmark = [pytest.mark.engine]
 
-START_S = 540
 PROMPTS = tuple(tuple(range(100 + 40 * number, 112 + 40 * number)) for number in range(6))
 CANDIDATES = tuple(range(300, 320))
-
-
-@contextmanager
-def running_engine(*, environment: Mapping[str, str] | None = None) -> Iterator[tuple[int, str]]:
-    """vLLM in a process group of its own: its pid and socket. `environment` in place of the usual one skips the launcher."""
-    with tempfile.TemporaryDirectory(prefix="turnout-engine-") as name:
-        home = Path(name)
-        settings = Settings(home=home, base_model=BaseModelSettings(name=BASE, path=BASE_PATH))
-        settings.prepare_directories()
-        spec = engine_spec(settings)
-        log = home / "engine.log"
-        argv, env = list(spec.argv), spec.env
-        if environment is not None:
-            argv, env = _without_launcher(argv), dict(environment)
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                argv, env=env, cwd=spec.cwd, stdout=output, stderr=output, start_new_session=True
-            )
-        try:
-            asyncio.run(_wait_healthy(process, spec.socket, log))
-            yield process.pid, spec.socket
-        finally:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-
-
-def _without_launcher(argv: list[str]) -> list[str]:
-    own, rest = parse_arguments(argv[3:])
-    return build_command(own.uds, rest)
-
-
-async def _wait_healthy(process: subprocess.Popen[bytes], path: str, log: Path) -> None:
-    admin = EngineAdmin(path, BASE)
-    deadline = time.monotonic() + START_S
-    try:
-        while True:
-            assert process.poll() is None, log.read_text()[-3000:]
-            assert time.monotonic() < deadline, log.read_text()[-3000:]
-            try:
-                if await admin.is_healthy(timeout_s=2):
-                    return
-            except EngineUnreachable:
-                await asyncio.sleep(0.2)
-    finally:
-        await admin.close()
 
 
 @asynccontextmanager
@@ -95,9 +43,14 @@ async def opened(path: str) -> AsyncIterator[EngineAdmin]:
 
 
 @pytest.fixture(scope="module")
-def running() -> Iterator[tuple[int, str]]:
-    with running_engine() as found:
-        yield found
+def running(stack: Stack, alpha: str) -> Iterator[tuple[int, str]]:
+    """The engine's pid and socket; nothing else of the stack runs until the last test of this file."""
+    pid = engine_pid(stack)
+    [path] = Settings(home=stack.home).run_dir.glob("engine-*.sock")
+    stack.kill_supervisor()
+    yield pid, str(path)
+    if not pids(stack, "gateway.app"):
+        stack.start()
 
 
 @pytest.fixture
@@ -182,7 +135,7 @@ async def test_a_chat_reaches_the_model_as_it_was_trained(running: tuple[int, st
 @pytest.mark.invariant(9)
 def test_no_http_answers_on_any_port(running: tuple[int, str]) -> None:
     """torch.distributed opens ports on the loopback; none of them speaks HTTP, and none is open to others."""
-    for pid in group_members(running[0]):
+    for pid in group_members(os.getpgid(running[0])):
         for found in psutil.Process(pid).net_connections("inet"):
             if found.status != psutil.CONN_LISTEN:
                 continue
@@ -199,23 +152,10 @@ def answers_http(port: int) -> bool:
         return False
 
 
-@pytest.mark.parametrize("case", LAST_CASES, ids=lambda case: case.__name__)
-async def test_real_engine_keeps_the_last_of_the_contract(engine: EngineUnderTest, case: Case) -> None:
-    await case(engine)
+@pytest.mark.invariant(10)
+def test_the_next_start_takes_the_engine_over_as_it_is(stack: Stack, running: tuple[int, str]) -> None:
+    stack.start()
 
-
-@pytest.mark.long
-@pytest.mark.invariant(3)
-@pytest.mark.mutant(3)
-def test_without_the_plugin_the_self_test_fails(base_family: BaseFamily, tmp_path: Path) -> None:
-    usual = build_environment(os.environ, kv_cache_gib=2, threads=default_threads(), cache_dir=None, on_cpu=True)
-
-    async def tested(path: str) -> SelfTest:
-        async with opened(path) as admin:
-            return await self_test(admin, base_family, tmp_path)
-
-    with running_engine(environment=usual | {"VLLM_PLUGINS": ""}) as (_, path):
-        fault = asyncio.run(tested(path)).fault
-
-    assert fault is not None
-    assert fault.code == "self_test_failed"
+    assert engine_pid(stack) == running[0]
+    for version in ("alpha@1", "alpha@2"):
+        wait_for(lambda: ask(stack, version).status_code == 200, timeout_s=120, what=f"{version} answers")  # noqa: B023
