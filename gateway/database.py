@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from . import tables
 from .errors import StorageFull, Unavailable
+from .fitting import fit
 
 DEFAULT_PROJECT = "proj_default"
 _ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -254,10 +255,7 @@ async def record_audit(
             at=now(),
             actor=actor,
             action=action,
-            subject=subject,
-            before=before,
-            after=after,
-            reason=reason,
+            **fit(tables.audit, {"subject": subject, "before": before, "after": after, "reason": reason}),
         )
     )
 

@@ -35,7 +35,7 @@ from .models import (
     ProcessState,
     VerifySpec,
 )
-from .output import log_tail, read_progress, read_result
+from .output import exit_reason, log_tail, read_progress, read_result, trained
 from .publishing import Publisher
 from .residence import Residence, residence_of
 from .state_machine import first_state, next_to_start, retry_delay_s
@@ -47,6 +47,7 @@ from .verification import install_reference
 log = structlog.get_logger(__name__)
 
 FILES_LOOK_S = 5.0  # between looks at damaged files of a version that waits for its verification
+MAX_BAFFLED = 5  # looks at a job that failed in a way that nobody foresaw, before it is given up
 MAX_LOST = 10  # attempts that a stop or crash of the whole server may cost a job; they are no fault of its own
 
 
@@ -82,6 +83,7 @@ class JobReconciler:
         self._heard: dict[tuple[str, int], float] = {}  # when an attempt last said something, monotonic
         self._not_before: dict[str, float] = {}  # back-off after a crash, monotonic
         self._given_up: dict[str, str] = {}  # version id -> why its verification died; a restart tries again
+        self._baffled: dict[str, int] = {}  # looks at a job in a row that failed unforeseen
         self._swept = False
 
     async def tick(self) -> None:
@@ -93,18 +95,42 @@ class JobReconciler:
         jobs = await self._store.unfinished()
         self._forget_all_but(jobs)
         for job in jobs:
-            try:
-                await self._step(job)
-            except Conflict as error:
-                log.info("job moved meanwhile", job=job.id, code=error.code)
-            except (GatewayError, OSError) as error:
-                log.warning("job could not be moved on; trying again", job=job.id, state=job.state, error=str(error))
+            await self._move_on(job)
         await self._start_next()
+
+    async def _move_on(self, job: Job) -> None:
+        """One step of one job, whose faults are its own: others never wait for it, and it cannot stay for ever."""
+        try:
+            await self._step(job)
+        except Conflict as error:
+            log.info("job moved meanwhile", job=job.id, code=error.code)
+        except (GatewayError, OSError) as error:
+            log.warning("job could not be moved on; trying again", job=job.id, state=job.state, error=str(error))
+        except Exception:
+            looks = self._baffled[job.id] = self._baffled.get(job.id, 0) + 1
+            log.exception("job cannot be moved on", job=job.id, state=job.state, looks=looks)
+            if looks >= MAX_BAFFLED:
+                await self._give_up(job)
+        else:
+            self._baffled.pop(job.id, None)
+
+    async def _give_up(self, job: Job) -> None:
+        """End a job in words of our own alone: those of its own may be what nobody can write down."""
+        text = f"the controller could not handle what this job left, {MAX_BAFFLED} times; the cause is in its log"
+        try:
+            if job.attempt:
+                await self._driver.cancel(job.id, job.attempt)
+            if isinstance(job.spec, VerifySpec):
+                self._given_up[(await self._registry.version(job.spec.target)).id] = text
+            await self._endings.end(job, JobState.FAILED, outcome="crashed", code="internal_error", message=text)
+        except (GatewayError, OSError) as error:
+            log.warning("job could not be given up; trying again", job=job.id, error=str(error))
 
     def _forget_all_but(self, jobs: Sequence[Job]) -> None:
         attempts, ids = {(job.id, job.attempt) for job in jobs}, {job.id for job in jobs}
         self._heard = {attempt: at for attempt, at in self._heard.items() if attempt in attempts}
         self._not_before = {job_id: at for job_id, at in self._not_before.items() if job_id in ids}
+        self._baffled = {job_id: looks for job_id, looks in self._baffled.items() if job_id in ids}
 
     async def _step(self, job: Job) -> None:
         match job.state:
@@ -234,7 +260,7 @@ class JobReconciler:
             message = "the attempt ended while no controller watched it; starting again"
             await self._endings.requeue(job, outcome="lost", message=message)
         else:
-            await self._crashed(job, _exit_reason(status.exit_code))
+            await self._crashed(job, exit_reason(status.exit_code))
 
     async def _read_progress(self, job: Job, directory: Path) -> bool:
         """Move what the process said into the database; True when it said something."""
@@ -267,8 +293,7 @@ class JobReconciler:
             case FineTuningSpec():
                 async with self._database.write() as connection:
                     await self._store.finish_attempt(connection, job.id, job.attempt, "succeeded")
-                    kept = {key: result.data.get(key) for key in ("trained_tokens", "metrics")}
-                    await self._store.move(connection, job, JobState.PUBLISHING, result=kept)
+                    await self._store.move(connection, job, JobState.PUBLISHING, result=trained(result.data))
             case VerifySpec():
                 await self._verified(job, directory, result)
             case EvaluationSpec():
@@ -362,13 +387,3 @@ def _verify_job(version: AdapterVersion) -> Job:
         created_by=ACTOR,
         project_id=version.project_id,
     )
-
-
-def _exit_reason(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "ended without a result"
-    if exit_code == -9:
-        return "was killed (signal 9), most often for want of memory"
-    if exit_code < 0:
-        return f"was ended by signal {-exit_code}"
-    return f"ended with exit code {exit_code} and without a result"

@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..database import Database, new_id, now
 from ..errors import Conflict, NotFound
+from ..fitting import fit
 from .models import Job, JobEvent, JobKind, JobState, ProgressLine
 from .state_machine import may_move
 
 FINAL_STATES = tuple(state for state in JobState if state.is_final)
-MAX_EVENT_CHARACTERS = 4_000
 
 
 class JobStore:
@@ -32,7 +32,7 @@ class JobStore:
 
     async def insert(self, connection: AsyncConnection, job: Job) -> bool:
         """Add a job; False when its id is taken."""
-        row = job.model_dump(mode="python", exclude={"spec"})
+        row = fit(tables.jobs, job.model_dump(mode="python", exclude={"spec"}))
         try:
             async with connection.begin_nested():
                 await connection.execute(insert(tables.jobs).values(**row, spec=job.spec.model_dump(mode="json")))
@@ -99,7 +99,7 @@ class JobStore:
         """Change a job that still is as it was read; raises `Conflict` when it moved meanwhile, or may not move so."""
         if to is not None and to is not job.state and not may_move(job.kind, job.state, to):
             raise Conflict(f"job {job.id} is {job.state}; it cannot become {to}", code="bad_transition")
-        values: dict[str, Any] = {**changes, "revision": job.revision + 1}
+        values: dict[str, Any] = {**fit(tables.jobs, changes), "revision": job.revision + 1}
         if to is not None:
             values["state"] = to
             if to.is_final:
@@ -198,8 +198,7 @@ class JobStore:
                 "at": at or now(),
                 "level": level,
                 "type": type,
-                "message": message[:MAX_EVENT_CHARACTERS],
-                "data": data,
+                **fit(tables.job_events, {"message": message, "data": data}),
             }
         )
         await connection.execute(insert(tables.job_events).values(**event.model_dump()))
