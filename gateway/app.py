@@ -17,7 +17,7 @@ import structlog
 import uvloop
 from fastapi import FastAPI
 
-from .api import adapters, audit, evaluations, files, fine_tuning, health, jobs, keys, models, routes
+from .api import adapters, audit, evaluations, files, fine_tuning, gc, health, jobs, keys, models, routes
 from .api.dependencies import Services
 from .api.errors import install_error_handlers
 from .connections.files import raise_file_limit
@@ -41,6 +41,7 @@ from .proxy.large_bodies import LargeBodies
 from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
 from .registry.service import Registry
+from .retention.service import Retention
 from .rollouts.promotion import Promotions
 from .routing.store import create_route_for
 from .routing.table import RoutingTable, Snapshot, SnapshotBase
@@ -109,6 +110,7 @@ class Gateway:
             jobs=JobService(self.database, self.settings, registry, file_store, suites),
             files=file_store,
             suites=suites,
+            retention=Retention(self.database, self.settings),
             metrics=self.metrics,
             lifecycle=self.lifecycle,
             body_timeout_s=body_timeout_s,
@@ -199,7 +201,7 @@ def build_api(services: Services) -> FastAPI:
     api = FastAPI(title="Turnout", version=version("turnout"), redoc_url=None, redirect_slashes=False)
     api.state.services = services
     install_error_handlers(api, services.metrics)
-    for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, health):
+    for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, gc, health):
         api.include_router(module.router)
     return api
 

@@ -35,6 +35,7 @@ from .processes import Child, ProcessTable, bound_log, home_marker
 from .registry.base_family import load_base_family
 from .registry.models import ReplicaState
 from .registry.service import Registry
+from .retention.service import Retention
 from .routing.store import create_route_for
 from .settings import Settings, load_settings
 
@@ -67,6 +68,7 @@ class Controller:
             Keys(self.database, load_pepper(settings)),
             Suites(settings),
         )
+        self._retention = Retention(self.database, settings)
 
     async def run(self) -> None:
         """Until cancelled: wait for the lease, act for as long as it lasts, wait again."""
@@ -101,6 +103,7 @@ class Controller:
                     await self._until_done("engine", self._without_engine)
                 group.create_task(self._loop("jobs", self._jobs.tick, JOBS_TICK_S))
                 group.create_task(self._loop("logs", self._bound_logs, LOGS_TICK_S))
+                group.create_task(self._loop("retention", self._retention.tick, self._settings.retention.interval_s))
         finally:
             await keeper.close()
 

@@ -17,6 +17,7 @@ from ..keys import Keys, Principal, Scope
 from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
 from ..registry.service import Registry
+from ..retention.service import Retention
 from ..rollouts.promotion import Promotions
 from ..routing.table import RoutingTable
 from ..settings import Settings
@@ -35,6 +36,7 @@ class Services:
     jobs: JobService
     files: FileStore
     suites: Suites
+    retention: Retention
     metrics: Metrics
     lifecycle: Lifecycle
     body_timeout_s: float
@@ -122,6 +124,10 @@ async def _suites(request: Request) -> Suites:
     return services(request).suites
 
 
+async def _retention(request: Request) -> Retention:
+    return services(request).retention
+
+
 async def _metrics(request: Request) -> Metrics:
     return services(request).metrics
 
@@ -139,5 +145,6 @@ PromotionsService = Annotated[Promotions, Depends(_promotions)]
 JobsService = Annotated[JobService, Depends(_jobs)]
 FilesService = Annotated[FileStore, Depends(_files)]
 SuitesService = Annotated[Suites, Depends(_suites)]
+RetentionService = Annotated[Retention, Depends(_retention)]
 MetricsService = Annotated[Metrics, Depends(_metrics)]
 LifecycleService = Annotated[Lifecycle, Depends(_lifecycle)]
