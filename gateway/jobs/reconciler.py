@@ -14,7 +14,7 @@ import structlog
 
 from ..database import Database, new_id, now
 from ..datasets.store import FileStore
-from ..errors import Conflict, GatewayError, Refused, StorageFull, Unavailable
+from ..errors import GatewayError, Refused, StorageFull, Unavailable
 from ..keys import Keys
 from ..processes import ProcessTable
 from ..registry.models import AdapterVersion, VersionState
@@ -23,6 +23,7 @@ from ..routing.models import parse_pin
 from ..settings import Settings
 from .endings import Endings
 from .file_check import FileCheck
+from .guard import GIVEN_UP, Guard
 from .launch import ACTOR, PROGRAMS, Launcher, attempt_directory, clean_job
 from .local import Jobs, LocalJobs
 from .models import (
@@ -47,7 +48,6 @@ from .verification import install_reference
 log = structlog.get_logger(__name__)
 
 FILES_LOOK_S = 5.0  # between looks at damaged files of a version that waits for its verification
-MAX_BAFFLED = 5  # looks at a job that failed in a way that nobody foresaw, before it is given up
 MAX_LOST = 10  # attempts that a stop or crash of the whole server may cost a job; they are no fault of its own
 
 
@@ -83,7 +83,7 @@ class JobReconciler:
         self._heard: dict[tuple[str, int], float] = {}  # when an attempt last said something, monotonic
         self._not_before: dict[str, float] = {}  # back-off after a crash, monotonic
         self._given_up: dict[str, str] = {}  # version id -> why its verification died; a restart tries again
-        self._baffled: dict[str, int] = {}  # looks at a job in a row that failed unforeseen
+        self._guard = Guard(self._give_up)
         self._swept = False
 
     async def tick(self) -> None:
@@ -95,42 +95,22 @@ class JobReconciler:
         jobs = await self._store.unfinished()
         self._forget_all_but(jobs)
         for job in jobs:
-            await self._move_on(job)
+            await self._guard.take(job, self._step)
         await self._start_next()
-
-    async def _move_on(self, job: Job) -> None:
-        """One step of one job, whose faults are its own: others never wait for it, and it cannot stay for ever."""
-        try:
-            await self._step(job)
-        except Conflict as error:
-            log.info("job moved meanwhile", job=job.id, code=error.code)
-        except (GatewayError, OSError) as error:
-            log.warning("job could not be moved on; trying again", job=job.id, state=job.state, error=str(error))
-        except Exception:
-            looks = self._baffled[job.id] = self._baffled.get(job.id, 0) + 1
-            log.exception("job cannot be moved on", job=job.id, state=job.state, looks=looks)
-            if looks >= MAX_BAFFLED:
-                await self._give_up(job)
-        else:
-            self._baffled.pop(job.id, None)
 
     async def _give_up(self, job: Job) -> None:
         """End a job in words of our own alone: those of its own may be what nobody can write down."""
-        text = f"the controller could not handle what this job left, {MAX_BAFFLED} times; the cause is in its log"
-        try:
-            if job.attempt:
-                await self._driver.cancel(job.id, job.attempt)
-            if isinstance(job.spec, VerifySpec):
-                self._given_up[(await self._registry.version(job.spec.target)).id] = text
-            await self._endings.end(job, JobState.FAILED, outcome="crashed", code="internal_error", message=text)
-        except (GatewayError, OSError) as error:
-            log.warning("job could not be given up; trying again", job=job.id, error=str(error))
+        if job.attempt:
+            await self._driver.cancel(job.id, job.attempt)
+        if isinstance(job.spec, VerifySpec):
+            self._given_up[(await self._registry.version(job.spec.target)).id] = GIVEN_UP
+        await self._endings.end(job, JobState.FAILED, outcome="crashed", code="internal_error", message=GIVEN_UP)
 
     def _forget_all_but(self, jobs: Sequence[Job]) -> None:
         attempts, ids = {(job.id, job.attempt) for job in jobs}, {job.id for job in jobs}
         self._heard = {attempt: at for attempt, at in self._heard.items() if attempt in attempts}
         self._not_before = {job_id: at for job_id, at in self._not_before.items() if job_id in ids}
-        self._baffled = {job_id: looks for job_id, looks in self._baffled.items() if job_id in ids}
+        self._guard.forget_all_but(ids)
 
     async def _step(self, job: Job) -> None:
         match job.state:
@@ -160,17 +140,16 @@ class JobReconciler:
                     await self._store.insert(connection, _verify_job(version))
 
     async def _start_next(self) -> None:
+        tried: set[str] = set()
         while True:
             jobs = await self._store.unfinished()
-            waiting = {job.id for job in jobs if job.state is JobState.QUEUED and not await self._may_start(job)}
+            queued = [job for job in jobs if job.state is JobState.QUEUED]
+            waiting = tried | {job.id for job in queued if not await self._guard.take(job, self._may_start)}
             job = next_to_start(jobs, max_running=self._settings.jobs.max_running, waiting=waiting)
             if job is None:
                 return
-            try:
-                await self._start(job)
-            except Conflict as error:
-                log.info("job moved before its start", job=job.id, code=error.code)
-                return
+            tried.add(job.id)
+            await self._guard.take(job, self._start)
 
     async def _may_start(self, job: Job) -> bool:
         if time.monotonic() < self._not_before.get(job.id, 0.0):

@@ -170,12 +170,12 @@ class JobStore:
         moved = await connection.execute(update(table).where(where).values(progress_offset=offset, heartbeat_at=now()))
         if moved.rowcount != 1:
             raise Conflict(f"progress of job {job.id} was read by another controller", code="job_moved")
-        at = datetime.min.replace(tzinfo=UTC)
+        at, events = datetime.min.replace(tzinfo=UTC), []
         for line in lines:
             at = max(line.at, at + timedelta(microseconds=1))  # so that time alone keeps the order of the lines
-            await self.add_event(
-                connection, job.id, line.message, level=line.level, type=line.type, at=at, data=line.data
-            )
+            events.append(_event(job.id, line.message, level=line.level, type=line.type, at=at, data=line.data))
+        if events:
+            await connection.execute(insert(tables.job_events), events)
 
     # ---- events ----
 
@@ -191,17 +191,8 @@ class JobStore:
         data: dict[str, Any] | None = None,
     ) -> None:
         """Append an event."""
-        event = JobEvent.model_validate(
-            {
-                "id": new_id("ftevent-"),
-                "job_id": job_id,
-                "at": at or now(),
-                "level": level,
-                "type": type,
-                **fit(tables.job_events, {"message": message, "data": data}),
-            }
-        )
-        await connection.execute(insert(tables.job_events).values(**event.model_dump()))
+        event = _event(job_id, message, level=level, type=type, at=at or now(), data=data)
+        await connection.execute(insert(tables.job_events).values(**event))
 
     async def events(
         self, job_id: str, *, after: str | None = None, limit: int = 20, newest_first: bool = True
@@ -218,6 +209,20 @@ class JobStore:
             order = (table.c.at.desc(), table.c.id.desc()) if newest_first else (table.c.at, table.c.id)
             rows = await connection.execute(query.order_by(*order).limit(limit))
             return [JobEvent.model_validate(dict(row._mapping)) for row in rows]
+
+
+def _event(
+    job_id: str,
+    message: str,
+    *,
+    level: str,
+    type: str,  # noqa: A002
+    at: datetime,
+    data: dict[str, Any] | None,
+) -> dict[str, Any]:
+    said = fit(tables.job_events, {"message": message, "data": data})
+    event = {"id": new_id("ftevent-"), "job_id": job_id, "at": at, "level": level, "type": type, **said}
+    return JobEvent.model_validate(event).model_dump()
 
 
 def hash_token(token: str) -> str:

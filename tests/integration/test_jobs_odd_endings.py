@@ -12,23 +12,16 @@ import pytest
 from gateway import tables
 from gateway.jobs import output
 from gateway.jobs import reconciler as reconciler_module
+from gateway.jobs.guard import MAX_BAFFLED
+from gateway.jobs.launch import Launcher
 from gateway.jobs.models import Job, JobKind, JobState
-from gateway.jobs.reconciler import MAX_BAFFLED
 from gateway.registry.models import VersionState
 from tests.jobs_world import FINISH, PRINCIPAL, World, a_world, run_to_end, tick_until
 from tests.strict_database import enforce_columns
 
-ODD_TEXTS = {
-    "a code of 61 characters": "c" * 61,
-    "a code of 41 characters": "c" * 41,
-    "a code of a million characters": "c" * 1_000_000,
-    "a NUL": "bad\x00code",
-    "an escape": "\x1b[31mred",
-    "text that turns around": "abc\u202edef",
-    "half of a pair": "\ud800",
-    "nothing": "",
-    "spaces": "   ",
-}
+# What makes a text odd in itself is the matter of tests/unit/test_fitting.py; here it is whether the job ends.
+ODD_TEXTS = {"a code of 61 characters": "c" * 61, "a NUL": "bad\x00code", "half of a pair": "\ud800", "spaces": "   "}
+ODD_REASONS = {"41 characters": "c" * 41, "a million characters": "c" * 1_000_000, "an escape": "\x1b[31mred"}
 
 
 @pytest.fixture
@@ -50,7 +43,7 @@ async def test_a_job_ends_whatever_code_and_message_it_leaves(world: World, said
     assert ended.error_message
 
 
-@pytest.mark.parametrize("said", ODD_TEXTS.values(), ids=ODD_TEXTS)
+@pytest.mark.parametrize("said", ODD_REASONS.values(), ids=ODD_REASONS)
 async def test_a_version_is_rejected_whatever_its_verification_says(world: World, said: str) -> None:
     world.order(JobKind.VERIFY, {"do": "hang"})
     await world.published(state=VersionState.RECEIVED)
@@ -62,10 +55,9 @@ async def test_a_version_is_rejected_whatever_its_verification_says(world: World
     )
 
     assert ended.state is JobState.FAILED
-    if ended.error_code != "crashed":  # half of a pair is no JSON: nothing was said at all
-        [version] = await world.rows(tables.adapter_versions)
-        assert version["state"] == VersionState.REJECTED
-        assert 0 < len(version["state_code"]) <= 40
+    [version] = await world.rows(tables.adapter_versions)
+    assert version["state"] == VersionState.REJECTED
+    assert 0 < len(version["state_code"]) <= 40
 
 
 ODD_DATA: dict[str, str] = {
@@ -101,9 +93,15 @@ async def test_an_evaluation_ends_whatever_its_result_holds(world: World, data: 
     json.dumps(ended.model_dump(mode="json"), allow_nan=False).encode()
 
 
-@pytest.mark.parametrize("name", ["progress.jsonl", "result.json", "log.txt", "reference.json"])
-@pytest.mark.parametrize("made", ["directory", "pipe", "link to a device"])
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("progress.jsonl", "directory"), ("progress.jsonl", "pipe"), ("result.json", "directory"), ("result.json", "pipe"),
+        ("log.txt", "directory"), ("log.txt", "pipe"), ("reference.json", "pipe"), ("progress.jsonl", "link to a device"),
+    ],
+)  # fmt: skip
 async def test_a_job_ends_whatever_lies_where_a_file_belongs(world: World, name: str, made: str) -> None:
+    """A pipe that is opened waits for a writer for ever, a directory cannot be read."""
     world.order(JobKind.VERIFY, {"do": "litter", "name": name, "made": made})
     await world.published(state=VersionState.RECEIVED)
     reconciler = world.reconciler()
@@ -174,3 +172,26 @@ async def ended_with(
     world.order(kind, {"do": "leave", "text": filled})
     (world.orders / "release").touch()
     return await run_to_end(world, world.reconciler(), job)
+
+
+async def test_a_job_that_cannot_be_started_keeps_no_other_waiting(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Launcher.launch
+    odd = await world.fine_tuning(suffix="odd")
+    good = await world.fine_tuning(suffix="good")
+
+    async def baffled(self: Launcher, job: Job, token: str) -> None:
+        if job.id == odd.id:
+            raise ValueError("nobody foresaw this")
+        await real(self, job, token)
+
+    monkeypatch.setattr(Launcher, "launch", baffled)
+    reconciler = world.reconciler()
+
+    assert (await run_to_end(world, reconciler, odd)).state is JobState.FAILED
+
+    async def is_published() -> bool:
+        return (await world.job(good)).state in (JobState.PUBLISHING, JobState.SUCCEEDED)
+
+    await tick_until(reconciler, is_published, what="the start of the other job")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import time
@@ -16,6 +17,7 @@ from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from gateway import tables
+from gateway.controller import Controller
 from gateway.database import DEFAULT_PROJECT, Database, new_id, now, record_audit
 from gateway.jobs.launch import ACTOR
 from gateway.jobs.models import Job, JobKind, JobState, VerifySpec
@@ -271,6 +273,19 @@ async def test_every_look_and_step_ends_at_an_index(world: World) -> None:
 
 def table_of(kind: str) -> str:
     return "audit" if kind == "evaluation_key_audit" else kind
+
+
+async def test_the_controller_removes_what_is_over_by_itself(world: World) -> None:
+    await expose(world, 30, at=now() - timedelta(days=30))
+    controller = asyncio.create_task(Controller(world.settings).run())
+    try:
+        async with asyncio.timeout(30):
+            while await count(world, tables.exposures):
+                await asyncio.sleep(0.05)
+    finally:
+        controller.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await controller
 
 
 # ---- files ----
