@@ -17,7 +17,7 @@ import structlog
 import uvloop
 from fastapi import FastAPI
 
-from .api import adapters, audit, evaluations, files, fine_tuning, health, jobs, keys, models, routes
+from .api import adapters, audit, evaluations, files, fine_tuning, gc, health, jobs, keys, models, routes
 from .api.dependencies import Services
 from .api.errors import install_error_handlers
 from .connections.files import raise_file_limit
@@ -44,6 +44,7 @@ from .proxy.recorder import Recorder
 from .registry.base_family import BaseFamily, load_base_family
 from .registry.retirement import Retirement
 from .registry.service import Registry
+from .retention.service import Retention
 from .rollouts.break_glass import BreakGlass
 from .rollouts.journal import Journal
 from .rollouts.promotion import Promotions
@@ -121,6 +122,7 @@ class Gateway:
             jobs=JobService(self.database, self.settings, registry, file_store, suites),
             files=file_store,
             suites=suites,
+            retention=Retention(self.database, self.settings),
             metrics=self.metrics,
             lifecycle=self.lifecycle,
             lock_watch=LockWatch(sqlite_file(self.settings.database)),
@@ -223,7 +225,7 @@ def build_api(services: Services) -> FastAPI:
     api = FastAPI(title="Turnout", version=version("turnout"), redoc_url=None, redirect_slashes=False)
     api.state.services = services
     install_error_handlers(api, services.metrics)
-    for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, health):
+    for module in (models, files, fine_tuning, adapters, routes, evaluations, jobs, keys, audit, gc, health):
         # `include_router` would build every route once more (0.15 s); they say all about themselves already.
         api.router.routes.extend(module.router.routes)
     return api

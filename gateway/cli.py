@@ -15,7 +15,18 @@ from types import FrameType
 import typer
 from rich.markup import escape
 
-from . import cli_adapters, cli_data, cli_evaluations, cli_jobs, cli_keys, cli_moves, cli_routes, cli_server, cli_train
+from . import (
+    cli_adapters,
+    cli_data,
+    cli_evaluations,
+    cli_gc,
+    cli_jobs,
+    cli_keys,
+    cli_moves,
+    cli_routes,
+    cli_server,
+    cli_train,
+)
 from .cli_console import ExitCode, Session
 from .doctor import installed
 from .errors import GatewayError
@@ -75,6 +86,7 @@ def _register() -> None:
     app.command(rich_help_panel=move)(cli_moves.rollback)
     app.add_typer(cli_keys.app, name="keys", rich_help_panel=server)
     app.command(rich_help_panel=server)(cli_keys.audit)
+    app.command(rich_help_panel=server)(cli_gc.gc)
 
 
 _register()

@@ -19,6 +19,7 @@ from .client_models import (
     Adapter,
     AuditEntry,
     Completion,
+    GcReport,
     Job,
     JobEvent,
     Key,
@@ -251,6 +252,10 @@ class Client(Wire):
         """The audit log, newest first."""
         params: dict[str, Any] = {"limit": limit} | ({"subject": subject} if subject else {})
         return self._list(AuditEntry, "/api/audit", params=params)
+
+    def collect(self, *, dry_run: bool) -> GcReport:
+        """Remove what is over, or only say what that would be."""
+        return self._one(GcReport, "/api/gc", method="POST", body={"dry_run": dry_run})
 
     def replicas(self) -> list[Replica]:
         """Copies of the engine."""

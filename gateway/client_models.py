@@ -252,3 +252,23 @@ class Completion(Answer):
     digest: str
     request_id: str
     usage: dict[str, Any] | None = None
+
+
+class Collected(Answer):
+    """One kind of what is over."""
+
+    kind: str
+    unit: str
+    count: int
+    is_more: bool = False
+    size_bytes: int
+    oldest: datetime | None = None
+
+
+class GcReport(Answer):
+    """What is over, or what went."""
+
+    dry_run: bool
+    is_complete: bool = True
+    kinds: tuple[Collected, ...] = ()
+    notes: tuple[str, ...] = ()

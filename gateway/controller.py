@@ -38,6 +38,7 @@ from .registry.base_family import load_base_family
 from .registry.models import ReplicaState
 from .registry.retirement import Retirement
 from .registry.service import Registry
+from .retention.service import Retention
 from .routing.store import create_route_for
 from .settings import Settings, load_settings
 
@@ -72,6 +73,7 @@ class Controller:
             Keys(self.database, load_pepper(settings)),
             Suites(settings),
         )
+        self._retention = Retention(self.database, settings)
 
     async def run(self) -> None:
         """Until cancelled: wait for the lease, act for as long as it lasts, wait again."""
@@ -107,6 +109,7 @@ class Controller:
                 group.create_task(self._loop("jobs", self._jobs.tick, JOBS_TICK_S))
                 group.create_task(self._loop("logs", self._bound_logs, LOGS_TICK_S))
                 group.create_task(self._loop("retired", self._remove_retired, RETIRED_TICK_S))
+                group.create_task(self._loop("retention", self._retention.tick, self._settings.retention.interval_s))
         finally:
             await keeper.close()
 

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from . import tables
 from .errors import StorageFull, Unavailable
+from .fitting import fit
 from .turns import Hurry, Turns
 
 DEFAULT_PROJECT = "proj_default"
@@ -315,10 +316,7 @@ async def record_audit(
             at=now(),
             actor=actor,
             action=action,
-            subject=subject,
-            before=before,
-            after=after,
-            reason=reason,
+            **fit(tables.audit, {"subject": subject, "before": before, "after": after, "reason": reason}),
         )
     )
 

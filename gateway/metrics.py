@@ -136,6 +136,12 @@ class Metrics:
         self.verdicts = Gauge(
             "turnout_gate_verdicts", "Gate verdicts by suite and outcome", ("suite", "verdict"), registry=registry
         )
+        self.table_rows = Gauge(
+            "turnout_table_rows", "About how many rows a table that grows has", ("table",), registry=registry
+        )
+        self.deleted = Gauge(
+            "turnout_retention_deleted", "Rows and files that retention ever removed", ("kind",), registry=registry
+        )
         self._traffic: dict[tuple[str, str, str], TrafficMetrics] = {}
 
     def traffic(self, route: str, variant: str, traffic: str) -> TrafficMetrics:

@@ -85,6 +85,33 @@ class Limits(BaseModel, frozen=True, extra="forbid"):
     )
 
 
+class RetentionSettings(BaseModel, frozen=True, extra="forbid"):
+    """How long what grows is kept. What is over goes in small steps, and `turnout gc --dry-run` shows it before."""
+
+    exposures_days: float = Field(default=7, gt=0, description="days that exposures are kept")
+    exposures_max_rows: int = Field(
+        default=10_000_000,
+        ge=1_000,
+        description="exposures kept at most, the newest; those of running splits among twice as many",
+    )
+    job_events_days: float = Field(default=90, gt=0, description="days that events of finished jobs are kept")
+    job_events_per_job: int = Field(default=5_000, ge=100, description="events kept of one job, the newest")
+    job_attempts_days: float = Field(default=90, gt=0, description="days that attempts of finished jobs are kept")
+    job_directories_days: float = Field(
+        default=30, gt=0, description="days that logs and results of finished jobs stay on disk"
+    )
+    evaluation_key_audit_days: float = Field(
+        default=30, gt=0, description="days that the audit log keeps the keys made for attempts of evaluations"
+    )
+    deleted_files_days: float = Field(default=30, gt=0, description="days that records of deleted files are kept")
+    scores_days: float = Field(default=90, gt=0, description="days that cached scores are kept; they can be made again")
+    orphans_hours: float = Field(
+        default=1, ge=0.1, description="age from which stored files that no version names are removed"
+    )
+    backups_kept: int = Field(default=3, ge=1, description="copies of the database from before upgrades, the newest")
+    interval_s: float = Field(default=300, gt=0, description="time between looks for what is over")
+
+
 class Settings(BaseSettings):
     """All settings; unknown names are refused."""
 
@@ -101,6 +128,7 @@ class Settings(BaseSettings):
     engine: EngineSettings = Field(default=EngineSettings(), description="the vLLM server")
     jobs: JobSettings = Field(default=JobSettings(), description="training and evaluation jobs")
     limits: Limits = Field(default=Limits(), description="caps on what clients may send")
+    retention: RetentionSettings = Field(default=RetentionSettings(), description="how long what grows is kept")
     drain_timeout_s: float = Field(default=30, ge=0, description="time open requests get when the gateway stops")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least level written to the log"

@@ -84,6 +84,7 @@ audit = Table(
     Column("before", JSON),
     Column("after", JSON),
     Column("reason", Text),
+    Index("ix_audit_actor_action_at", "actor", "action", "at"),
 )
 
 adapters = Table(
@@ -193,7 +194,7 @@ job_attempts = Table(
     Column("token_hash", String(64), nullable=False),
     Column("started_at", UTCDateTime, nullable=False),
     Column("heartbeat_at", UTCDateTime, nullable=False),
-    Column("finished_at", UTCDateTime),
+    Column("finished_at", UTCDateTime, index=True),
     Column("progress_offset", BigInteger, nullable=False),
     Column("outcome", String(20)),
 )
@@ -203,11 +204,11 @@ job_events = Table(
     metadata,
     Column("id", String(40), primary_key=True),
     Column("job_id", String(40), nullable=False, index=True),
-    Column("at", UTCDateTime, nullable=False),
+    Column("at", UTCDateTime, nullable=False, index=True),
     Column("level", String(10), nullable=False),
     Column("type", String(20), nullable=False),
-    Column("message", Text, nullable=False),
-    Column("data", JSON),
+    Column("message", Text, nullable=False, info={"most": 4_000}),  # characters
+    Column("data", JSON, info={"most": 16_000}),
 )
 
 verdicts = Table(
@@ -222,10 +223,11 @@ verdicts = Table(
     Column("baseline", String(64), nullable=False),
     Column("verdict", String(16), nullable=False),
     Column("reason", Text, nullable=False),
-    Column("report", JSON, nullable=False),
-    Column("job_id", String(40), nullable=False),
+    Column("job_id", String(40), nullable=False),  # whose result holds the report
     Column("looks", Integer, nullable=False),
-    UniqueConstraint("digest", "suite_digest", "fingerprint", "baseline", name="uq_verdicts_digest_suite"),
+    UniqueConstraint(
+        "project_id", "digest", "suite_digest", "fingerprint", "baseline", name="uq_verdicts_project_digest"
+    ),
 )
 
 replicas = Table(

@@ -19,6 +19,7 @@ from ..metrics import Metrics
 from ..proxy.app import PRINCIPAL, Lifecycle
 from ..registry.retirement import Retirement
 from ..registry.service import Registry
+from ..retention.service import Retention
 from ..rollouts.break_glass import BreakGlass
 from ..rollouts.promotion import Promotions
 from ..routing.table import RoutingTable
@@ -40,6 +41,7 @@ class Services:
     jobs: JobService
     files: FileStore
     suites: Suites
+    retention: Retention
     metrics: Metrics
     lifecycle: Lifecycle
     lock_watch: LockWatch
@@ -136,6 +138,10 @@ async def _suites(request: Request) -> Suites:
     return services(request).suites
 
 
+async def _retention(request: Request) -> Retention:
+    return services(request).retention
+
+
 async def _metrics(request: Request) -> Metrics:
     return services(request).metrics
 
@@ -159,6 +165,7 @@ BreakGlassService = Annotated[BreakGlass, Depends(_break_glass)]
 JobsService = Annotated[JobService, Depends(_jobs)]
 FilesService = Annotated[FileStore, Depends(_files)]
 SuitesService = Annotated[Suites, Depends(_suites)]
+RetentionService = Annotated[Retention, Depends(_retention)]
 MetricsService = Annotated[Metrics, Depends(_metrics)]
 LockWatchService = Annotated[LockWatch, Depends(_lock_watch)]
 LifecycleService = Annotated[Lifecycle, Depends(_lifecycle)]

@@ -20,6 +20,7 @@ from ..lease import FRESH_WITHIN_S, silence
 from ..lock_holders import LockWatch
 from ..metrics import Metrics
 from ..proxy.app import Lifecycle
+from ..retention.rows import read_deleted, table_rows
 from ..routing.census import take_census
 from ..routing.table import RoutingTable
 from .declared import DeclaredRoute
@@ -172,6 +173,10 @@ async def _show_census(metrics: Metrics, database: Database) -> None:
     metrics.set_counts(metrics.replicas, census.replicas)
     metrics.set_counts(metrics.jobs, census.jobs)
     metrics.set_counts(metrics.verdicts, census.verdicts)
+    async with database.read() as connection:
+        sizes, deleted = await table_rows(connection), await read_deleted(connection)
+    metrics.set_counts(metrics.table_rows, {(name,): count for name, count in sizes.items()})
+    metrics.set_counts(metrics.deleted, {(name,): count for name, count in deleted.items()})
 
 
 @router.get("/api/replicas", summary="List engine replicas")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import stat
 import sys
 from collections.abc import Collection, Mapping
 from datetime import timedelta
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import structlog
 
 from ..database import Database, now
 from ..errors import NotFound, Refused
@@ -29,6 +31,8 @@ from .store import JobStore
 from .suites import Suites, copy_suite, suite_digest
 from .training import training_config
 
+log = structlog.get_logger(__name__)
+
 ACTOR = "controller"
 MAX_ATTEMPT_S = 7 * 24 * 3600.0
 KEY_LIFETIME = timedelta(
@@ -42,7 +46,8 @@ PROGRAMS: Mapping[JobKind, tuple[str, ...]] = {
     JobKind.EVALUATION: (sys.executable, "-m", "evals.job"),
 }
 SPEC_FILE = "spec.json"
-_KEPT = frozenset({LOG_FILE, PROGRESS_FILE, RESULT_FILE, "report.md", "report.json"})
+_KEPT = frozenset({LOG_FILE, f"{LOG_FILE}.1", PROGRESS_FILE, RESULT_FILE, "report.md"})
+_MAX_KEPT_BYTES = 64 * 2**20
 
 
 class Launcher:
@@ -251,16 +256,25 @@ def write_spec(directory: Path, spec: Mapping[str, Any]) -> None:
 
 
 def clean_job(directory: Path) -> None:
-    """Keep what explains a finished job (logs, results, reports), and give the rest of its disk back."""
-    if not directory.is_dir():
-        return
-    for path in directory.iterdir():
-        if path.name.isdigit() and path.is_dir():
-            for inner in path.iterdir():
-                if inner.name not in _KEPT:
-                    _remove(inner)
-        else:
-            _remove(path)
+    """Keep what explains a finished job (logs, result, report for people), and give the rest of its disk back.
+
+    What it made unreadable stays and is told: the job is over all the same.
+    """
+    try:
+        for path in directory.iterdir() if directory.is_dir() else ():
+            if path.name.isdigit() and path.is_dir() and not path.is_symlink():
+                for inner in path.iterdir():
+                    if inner.name not in _KEPT or not _is_small_file(inner):
+                        _remove(inner)
+            else:
+                _remove(path)
+    except OSError as error:
+        log.warning("job's directory not cleaned", directory=str(directory), error=str(error))
+
+
+def _is_small_file(path: Path) -> bool:
+    found = path.lstat()
+    return stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_KEPT_BYTES
 
 
 def _remove(path: Path) -> None:

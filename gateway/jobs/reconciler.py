@@ -15,7 +15,7 @@ import structlog
 
 from ..database import Database, new_id, now
 from ..datasets.store import FileStore
-from ..errors import Conflict, GatewayError, Refused, StorageFull, Unavailable
+from ..errors import GatewayError, Refused, StorageFull, Unavailable
 from ..keys import Keys
 from ..processes import ProcessTable
 from ..registry.models import AdapterVersion, VersionState
@@ -24,6 +24,7 @@ from ..routing.models import parse_pin
 from ..settings import Settings
 from .endings import Endings
 from .file_check import FileCheck
+from .guard import GIVEN_UP, Guard
 from .launch import ACTOR, PROGRAMS, Launcher, attempt_directory, clean_job
 from .local import Jobs, LocalJobs
 from .models import (
@@ -36,7 +37,7 @@ from .models import (
     ProcessState,
     VerifySpec,
 )
-from .output import log_tail, read_progress, read_result
+from .output import exit_reason, log_tail, read_progress, read_result, trained
 from .publishing import Publisher
 from .residence import Residence, residence_of
 from .state_machine import first_state, next_to_start, retry_delay_s
@@ -85,6 +86,7 @@ class JobReconciler:
         self._heard: dict[tuple[str, int], float] = {}  # when an attempt last said something, monotonic
         self._not_before: dict[str, float] = {}  # back-off after a crash, monotonic
         self._given_up: dict[str, str] = {}  # version id -> why its verification died; a restart tries again
+        self._guard = Guard(self._give_up)
         self._swept = False
 
     async def tick(self) -> None:
@@ -96,18 +98,22 @@ class JobReconciler:
         jobs = await self._store.unfinished()
         self._forget_all_but(jobs)
         for job in jobs:
-            try:
-                await self._step(job)
-            except Conflict as error:
-                log.info("job moved meanwhile", job=job.id, code=error.code)
-            except (GatewayError, OSError) as error:
-                log.warning("job could not be moved on; trying again", job=job.id, state=job.state, error=str(error))
+            await self._guard.take(job, self._step)
         await self._start_next()
+
+    async def _give_up(self, job: Job) -> None:
+        """End a job in words of our own alone: those of its own may be what nobody can write down."""
+        if job.attempt:
+            await self._driver.cancel(job.id, job.attempt)
+        if isinstance(job.spec, VerifySpec):
+            self._given_up[(await self._registry.version(job.spec.target)).id] = GIVEN_UP
+        await self._endings.end(job, JobState.FAILED, outcome="crashed", code="internal_error", message=GIVEN_UP)
 
     def _forget_all_but(self, jobs: Sequence[Job]) -> None:
         attempts, ids = {(job.id, job.attempt) for job in jobs}, {job.id for job in jobs}
         self._heard = {attempt: at for attempt, at in self._heard.items() if attempt in attempts}
         self._not_before = {job_id: at for job_id, at in self._not_before.items() if job_id in ids}
+        self._guard.forget_all_but(ids)
 
     async def _step(self, job: Job) -> None:
         match job.state:
@@ -138,17 +144,16 @@ class JobReconciler:
                     await self._store.insert(connection, _verify_job(version))
 
     async def _start_next(self) -> None:
+        tried: set[str] = set()
         while True:
             jobs = await self._store.unfinished()
-            waiting = {job.id for job in jobs if job.state is JobState.QUEUED and not await self._may_start(job)}
+            queued = [job for job in jobs if job.state is JobState.QUEUED]
+            waiting = tried | {job.id for job in queued if not await self._guard.take(job, self._may_start)}
             job = next_to_start(jobs, max_running=self._settings.jobs.max_running, waiting=waiting)
             if job is None:
                 return
-            try:
-                await self._start(job)
-            except Conflict as error:
-                log.info("job moved before its start", job=job.id, code=error.code)
-                return
+            tried.add(job.id)
+            await self._guard.take(job, self._start)
 
     async def _may_start(self, job: Job) -> bool:
         if time.monotonic() < self._not_before.get(job.id, 0.0):
@@ -239,7 +244,7 @@ class JobReconciler:
             message = "the attempt ended while no controller watched it; starting again"
             await self._endings.requeue(job, outcome="lost", message=message)
         else:
-            await self._crashed(job, _exit_reason(status.exit_code))
+            await self._crashed(job, exit_reason(status.exit_code))
 
     async def _read_progress(self, job: Job, directory: Path) -> bool:
         """Move what the process said into the database; True when it said something."""
@@ -272,8 +277,7 @@ class JobReconciler:
             case FineTuningSpec():
                 async with self._database.write() as connection:
                     await self._store.finish_attempt(connection, job.id, job.attempt, "succeeded")
-                    kept = {key: result.data.get(key) for key in ("trained_tokens", "metrics")}
-                    await self._store.move(connection, job, JobState.PUBLISHING, result=kept)
+                    await self._store.move(connection, job, JobState.PUBLISHING, result=trained(result.data))
             case VerifySpec():
                 await self._verified(job, directory, result)
             case EvaluationSpec():
@@ -367,13 +371,3 @@ def _verify_job(version: AdapterVersion) -> Job:
         created_by=ACTOR,
         project_id=version.project_id,
     )
-
-
-def _exit_reason(exit_code: int | None) -> str:
-    if exit_code is None:
-        return "ended without a result"
-    if exit_code == -9:
-        return "was killed (signal 9), most often for want of memory"
-    if exit_code < 0:
-        return f"was ended by signal {-exit_code}"
-    return f"ended with exit code {exit_code} and without a result"

@@ -15,11 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..database import Database, new_id, now
 from ..errors import Conflict, NotFound
+from ..fitting import fit
 from .models import Job, JobEvent, JobKind, JobState, ProgressLine
 from .state_machine import may_move
 
 FINAL_STATES = tuple(state for state in JobState if state.is_final)
-MAX_EVENT_CHARACTERS = 4_000
 
 
 class JobStore:
@@ -32,7 +32,7 @@ class JobStore:
 
     async def insert(self, connection: AsyncConnection, job: Job) -> bool:
         """Add a job; False when its id is taken."""
-        row = job.model_dump(mode="python", exclude={"spec"})
+        row = fit(tables.jobs, job.model_dump(mode="python", exclude={"spec"}))
         try:
             async with connection.begin_nested():
                 await connection.execute(insert(tables.jobs).values(**row, spec=job.spec.model_dump(mode="json")))
@@ -100,7 +100,7 @@ class JobStore:
         """Change a job that still is as it was read; raises `Conflict` when it moved meanwhile, or may not move so."""
         if to is not None and to is not job.state and not may_move(job.kind, job.state, to):
             raise Conflict(f"job {job.id} is {job.state}; it cannot become {to}", code="bad_transition")
-        values: dict[str, Any] = {**changes, "revision": job.revision + 1}
+        values: dict[str, Any] = {**fit(tables.jobs, changes), "revision": job.revision + 1}
         if to is not None:
             values["state"] = to
             if to.is_final:
@@ -172,12 +172,12 @@ class JobStore:
         moved = await connection.execute(update(table).where(where).values(progress_offset=offset, heartbeat_at=now()))
         if moved.rowcount != 1:
             raise Conflict(f"progress of job {job.id} was read by another controller", code="job_moved")
-        at = datetime.min.replace(tzinfo=UTC)
+        at, events = datetime.min.replace(tzinfo=UTC), []
         for line in lines:
             at = max(line.at, at + timedelta(microseconds=1))  # so that time alone keeps the order of the lines
-            await self.add_event(
-                connection, job.id, line.message, level=line.level, type=line.type, at=at, data=line.data
-            )
+            events.append(_event(job.id, line.message, level=line.level, type=line.type, at=at, data=line.data))
+        if events:
+            await connection.execute(insert(tables.job_events), events)
 
     # ---- events ----
 
@@ -193,18 +193,8 @@ class JobStore:
         data: dict[str, Any] | None = None,
     ) -> None:
         """Append an event."""
-        event = JobEvent.model_validate(
-            {
-                "id": new_id("ftevent-"),
-                "job_id": job_id,
-                "at": at or now(),
-                "level": level,
-                "type": type,
-                "message": message[:MAX_EVENT_CHARACTERS],
-                "data": data,
-            }
-        )
-        await connection.execute(insert(tables.job_events).values(**event.model_dump()))
+        event = _event(job_id, message, level=level, type=type, at=at or now(), data=data)
+        await connection.execute(insert(tables.job_events).values(**event))
 
     async def events(
         self, job_id: str, *, after: str | None = None, limit: int = 20, newest_first: bool = True
@@ -221,6 +211,20 @@ class JobStore:
             order = (table.c.at.desc(), table.c.id.desc()) if newest_first else (table.c.at, table.c.id)
             rows = (await connection.execute(query.order_by(*order).limit(limit))).all()
         return [JobEvent.model_validate(dict(row._mapping)) for row in rows]
+
+
+def _event(
+    job_id: str,
+    message: str,
+    *,
+    level: str,
+    type: str,  # noqa: A002
+    at: datetime,
+    data: dict[str, Any] | None,
+) -> dict[str, Any]:
+    said = fit(tables.job_events, {"message": message, "data": data})
+    event = {"id": new_id("ftevent-"), "job_id": job_id, "at": at, "level": level, "type": type, **said}
+    return JobEvent.model_validate(event).model_dump()
 
 
 def hash_token(token: str) -> str:

@@ -12,6 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, bump_revision, new_id, now, record_audit
+from ..fitting import fit
 from .models import EvaluationSpec, Job
 
 
@@ -25,7 +26,7 @@ class Verdict(StrEnum):
 
 
 class NewVerdict(BaseModel, frozen=True):
-    """What an evaluation found; `baseline` is the digest it was compared with."""
+    """What an evaluation found; `baseline` is the digest it was compared with. The report stays with the job."""
 
     digest: str
     suite: str
@@ -34,13 +35,13 @@ class NewVerdict(BaseModel, frozen=True):
     baseline: str
     verdict: Verdict
     reason: str
-    report: dict[str, Any]
     looks: int = Field(ge=1, le=2)
 
     @classmethod
     def from_result(cls, spec: EvaluationSpec, data: dict[str, Any], *, baseline: str) -> NewVerdict:
         """Read `result.data` of an evaluation. Raises `ValueError` when it names no verdict."""
         try:
+            _Report.model_validate(data)
             return cls.model_validate(
                 {
                     "digest": spec.digest,
@@ -50,13 +51,16 @@ class NewVerdict(BaseModel, frozen=True):
                     "baseline": baseline,
                     "verdict": data.get("verdict"),
                     "reason": data.get("reason"),
-                    "report": data.get("report"),
                     "looks": spec.look,
                 }
             )
         except ValidationError as error:
             names = ", ".join(str(found["loc"][0]) for found in error.errors())
             raise ValueError(f"the evaluation left a result whose {names} cannot be read") from error
+
+
+class _Report(BaseModel):
+    report: dict[str, Any]
 
 
 class StoredVerdict(BaseModel, frozen=True):
@@ -78,16 +82,22 @@ def supersedes(new: Verdict, looks: int, *, old: Verdict, old_looks: int) -> boo
 
 
 async def store_verdict(connection: AsyncConnection, new: NewVerdict, job: Job) -> StoredVerdict:
-    """Store a verdict unless one stands already, in the caller's transaction; returns the one that stands."""
+    """Store a verdict unless the project has one already, in the caller's transaction; returns the one that stands."""
     table = tables.verdicts
     same = (
-        (table.c.digest == new.digest)
+        (table.c.project_id == job.project_id)
+        & (table.c.digest == new.digest)
         & (table.c.suite_digest == new.suite_digest)
         & (table.c.fingerprint == new.fingerprint)
         & (table.c.baseline == new.baseline)
     )
     old = (await connection.execute(select(table).where(same))).one_or_none()
-    values = {**new.model_dump(mode="json"), "job_id": job.id, "created_at": now(), "created_by": job.created_by}
+    values = {
+        **fit(table, new.model_dump(mode="json")),
+        "job_id": job.id,
+        "created_at": now(),
+        "created_by": job.created_by,
+    }
     if old is None:
         await connection.execute(insert(table).values(id=new_id("verdict-"), project_id=job.project_id, **values))
     elif supersedes(new.verdict, new.looks, old=Verdict(old.verdict), old_looks=old.looks):

@@ -202,14 +202,24 @@ class Artifacts:
             except OSError as error:
                 if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                     raise
-            if self._digest_of(target) == digest:
+            if self._is_taken_up(target, digest):
                 return
+            if not target.exists():
+                continue
             _set_aside(target, bundle.parent)
         log.error("artifacts keep changing under us", directory=str(target))
         raise Unavailable(
             "the files of this bundle keep changing where they are stored; is another program writing there?",
             code="storage_failed",
         )
+
+    def _is_taken_up(self, target: Path, digest: str) -> bool:
+        """Whether the files are there to be reused. They are young from now on, so that no clean-up takes them for orphans."""
+        try:
+            os.utime(target)
+            return self._digest_of(target) == digest
+        except FileNotFoundError:  # a clean-up was first
+            return False
 
     def _digest_of(self, directory: Path) -> str | None:
         """None when they are not the two files of a bundle. Raises `OSError` when that cannot be told."""

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import Row, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from ..fitting import fit
 from ..tables import adapter_versions, adapters, routes
 from .models import Adapter, AdapterVersion, VersionState
 
@@ -92,7 +93,7 @@ async def update_state(
     moved = await connection.execute(
         update(adapter_versions)
         .where(adapter_versions.c.id == version.id, adapter_versions.c.state == version.state.value)
-        .values(state=state.value, state_code=code, state_reason=reason)
+        .values(state=state.value, **fit(adapter_versions, {"state_code": code, "state_reason": reason}))
     )
     return moved.rowcount == 1
 

@@ -2,7 +2,8 @@
 
     python tests/fakes/job.py ORDERS KIND DIR
 
-Orders are a list, one for each attempt, the last for all later ones: {"do": "finish" | "fail" | "crash" | "hang" | "mute" | "quit"}.
+Orders are a list, one for each attempt, the last for all later ones: {"do": "finish" | "fail" | "crash" | "hang" | "mute" | "quit" |
+"leave" (a `text` as the rest of its result) | "litter" (something `made` where the file `name` belongs)}.
 """
 
 from __future__ import annotations
@@ -50,7 +51,16 @@ def act(work: WorkDirectory, spec: dict[str, Any], kind: str, order: dict[str, A
             finish(work, spec, kind, order)
         case "fail":
             work.finish(spec["token"], ok=False, error_code=order["code"], error_message=order["message"])
+        case "leave":
+            (work.path / "result.json").write_text(f'{{"token": "{spec["token"]}", {order["text"]}}}')
+        case "litter":
+            work.say("littering")
+            litter(work.path / order["name"], order["made"])
+            if order["name"] != "result.json":
+                work.finish(spec["token"], ok=True)
         case _:
+            if "progress" in order:
+                (work.path / "progress.jsonl").write_text(order["progress"])
             work.say("step", loss=0.5)
             finish(work, spec, kind, order)
 
@@ -68,6 +78,16 @@ def finish(work: WorkDirectory, spec: dict[str, Any], kind: str, order: dict[str
         data = {"verdict": "passed", "reason": "gain +0.9", "fingerprint": "f" * 64, "report": {"rows": []}, "looks": 1}
         (work.path / "report.md").write_text("# Report\n")
     work.finish(spec["token"], ok=True, data=data | order.get("data", {}))
+
+
+def litter(path: Path, made: str) -> None:
+    path.unlink(missing_ok=True)
+    if made == "directory":
+        path.mkdir()
+    elif made == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
 
 
 def wait_for(path: Path) -> None:

@@ -210,7 +210,7 @@ class Stack:
         row: dict[str, Any] = {
             "id": f"verdict-{version.digest[:8]}-{suite}-{verdict}", "project_id": DEFAULT_PROJECT, "created_at": now(),
             "created_by": "test", "digest": version.digest, "suite": suite, "suite_digest": "d" * 64,
-            "fingerprint": "f" * 64, "baseline": version.base_digest, "verdict": verdict, "reason": "test", "report": {},
+            "fingerprint": "f" * 64, "baseline": version.base_digest, "verdict": verdict, "reason": "test",
             "job_id": "job-1", "looks": 1,
         }  # fmt: skip
         async with self.database.write() as connection:

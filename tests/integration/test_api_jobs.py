@@ -702,6 +702,7 @@ PATHS = [
     ("POST", "/api/adapters/support/versions"), ("POST", "/api/evaluations"), ("GET", "/api/evaluations"),
     ("GET", "/api/evaluations/x"), ("GET", "/api/jobs"), ("GET", "/api/jobs/x"), ("GET", "/api/jobs/x/events"),
     ("POST", "/api/jobs/x/cancel"), ("GET", "/api/audit"),
+    ("POST", "/api/gc"),
 ]  # fmt: skip
 
 
@@ -768,3 +769,33 @@ async def test_the_audit_log_is_for_admins_and_comes_in_pages(api: Api) -> None:
     assert not whole["has_more"]
     assert [(entry["action"], entry["after"]["filename"]) for entry in mine] == [("file.create", "t")]
     assert {"key.create", "version.publish", "file.create"} <= {entry["action"] for entry in whole["data"]}
+
+
+# ---- what is over ----
+
+
+async def test_what_is_over_is_shown_then_removed_and_the_audit_log_says_by_whom(api: Api) -> None:
+    orphan = api.gateway.settings.artifacts_dir / "ab" / ("ab" * 32)
+    orphan.mkdir(parents=True)
+    (orphan / "adapter_model.safetensors").write_bytes(b"x" * 100)
+    os.utime(orphan, (1, 1))
+    async with await api.client("admin") as admin:
+        shown = (await admin.post("/api/gc", json={"dry_run": True})).json()
+        assert orphan.exists()
+        removed = (await admin.post("/api/gc", json={"dry_run": False})).json()
+        nothing = (await admin.post("/api/gc", json={"dry_run": False})).json()
+        entries = (await admin.get("/api/audit", params={"action": "gc"})).json()["data"]
+        metrics = (await admin.get("/metrics")).text
+
+    [kind] = shown["kinds"]
+    assert (shown["dry_run"], kind["kind"], kind["unit"], kind["count"], kind["size_bytes"]) == (
+        True, "artifacts", "files", 1, 100,
+    )  # fmt: skip
+    assert kind["oldest"].startswith("1970-01-01T00:00:01")
+    assert (removed["dry_run"], removed["is_complete"], removed["kinds"]) == (False, True, shown["kinds"])
+    assert not orphan.exists()
+    assert nothing["kinds"] == []
+    [entry] = entries
+    assert (entry["subject"], entry["after"]) == ("retention", {"artifacts": {"count": 1, "size_bytes": 100}})
+    assert 'turnout_retention_deleted{kind="artifacts"} 1.0' in metrics
+    assert 'turnout_table_rows{table="audit"}' in metrics

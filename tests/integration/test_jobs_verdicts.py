@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import tables
 from gateway.database import DEFAULT_PROJECT, now
 from gateway.jobs import verdicts
 from gateway.jobs.models import EvaluationSpec, Job, JobKind, JobState
-from gateway.jobs.verdicts import NewVerdict, StoredVerdict, Verdict, store_verdict
+from gateway.jobs.verdicts import NewVerdict, StoredVerdict, Verdict, store_verdict, verdict_rows
 from tests.jobs_world import World, a_world
 
 DIGEST = "a" * 64
@@ -26,13 +28,15 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
         yield found
 
 
-async def store(world: World, verdict: str, *, look: int = 1, **changes: Any) -> StoredVerdict:
+async def store(
+    world: World, verdict: str, *, look: int = 1, project_id: str = DEFAULT_PROJECT, **changes: Any
+) -> StoredVerdict:
     spec = EvaluationSpec(
         target="support@1", digest=DIGEST, suite="emails", suite_digest=DIGEST, stable="tiny", look=look
     )
     job = Job(
         id=f"evaljob-{verdict}", kind=JobKind.EVALUATION, state=JobState.RUNNING, spec=spec, created_at=now(),
-        created_by="key:tester", project_id=DEFAULT_PROJECT,
+        created_by="key:tester", project_id=project_id,
     )  # fmt: skip
     data = {"verdict": verdict, "reason": f"{verdict} because", "fingerprint": "f", "report": {}} | changes
     new = NewVerdict.from_result(spec, data, baseline="b" * 64)
@@ -75,6 +79,27 @@ async def test_other_conditions_have_a_verdict_of_their_own(world: World) -> Non
 
     assert (await store(world, "passed", fingerprint="g")).verdict is Verdict.PASSED
     assert len(await world.rows(tables.verdicts)) == 2
+
+
+async def test_another_projects_verdict_on_the_same_weights_is_its_own(world: World) -> None:
+    """Nobody is held to a verdict that they cannot see, nor told of one."""
+    await store(world, "failed")
+
+    assert (await store(world, "passed", project_id="proj_other")).verdict is Verdict.PASSED
+    found = {row["project_id"]: row["verdict"] for row in await world.rows(tables.verdicts)}
+    assert found == {DEFAULT_PROJECT: "failed", "proj_other": "passed"}
+
+    [shown] = await verdict_rows(world.database, DIGEST, project_id="proj_other")
+    assert shown.verdict is Verdict.PASSED
+
+
+async def test_a_second_verdict_of_one_project_is_refused_by_the_database(world: World) -> None:
+    await store(world, "failed")
+    [row] = await world.rows(tables.verdicts)
+
+    with pytest.raises(IntegrityError):
+        async with world.database.write() as connection:
+            await connection.execute(insert(tables.verdicts).values(**{**row, "id": "verdict-2", "verdict": "passed"}))
 
 
 async def test_two_at_once_leave_one(world: World) -> None:

@@ -303,9 +303,44 @@ def test_postgresql_gets_the_same_tables_and_guards() -> None:
     for table in metadata.tables:
         assert f"CREATE TABLE {table} (" in statements
     for guard in (
-        "UPDATE OR DELETE OR TRUNCATE ON audit",
+        "UPDATE OR TRUNCATE ON audit",
+        "DELETE ON audit",
         "UPDATE ON adapter_versions",
         "DELETE OR TRUNCATE ON adapter_versions",
     ):
         assert f"BEFORE {guard}" in statements
     assert "TIMESTAMP WITH TIME ZONE" in statements
+
+
+async def test_an_older_home_keeps_its_verdicts_and_their_jobs_reports(settings: Settings) -> None:
+    """The report was kept twice; the copy of the verdict goes, the job's stays."""
+    settings.home.mkdir()
+    with closing(sqlite3.connect(file_of(settings))) as old:
+        engine = create_engine(f"sqlite:///{file_of(settings)}")
+        with engine.begin() as connection:
+            config = module._config()
+            config.attributes["connection"] = connection
+            command.upgrade(config, "0002")
+        engine.dispose()
+        moment = "2026-01-01 00:00:00.000000"
+        old.execute(
+            "INSERT INTO jobs (id, project_id, created_at, created_by, kind, state, spec, result, attempt, cancel_requested, revision) "
+            """VALUES ('evaljob-1', 'p', ?, 't', 'evaluation', 'succeeded', '{}', '{"report": {"rows": [1]}}', 1, 0, 1)""",
+            (moment,),
+        )
+        old.execute(
+            "INSERT INTO verdicts (id, project_id, created_at, created_by, digest, suite, suite_digest, fingerprint, baseline, verdict, "
+            "reason, report, job_id, looks) VALUES ('v', 'p', ?, 't', 'd', 's', 'sd', 'f', 'b', 'passed', 'r', '{}', 'evaljob-1', 1)",
+            (moment,),
+        )
+        old.commit()
+
+    await migrate(settings)
+
+    with closing(sqlite3.connect(file_of(settings))) as new:
+        assert new.execute("SELECT verdict, job_id FROM verdicts").fetchall() == [("passed", "evaljob-1")]
+        assert new.execute("SELECT result FROM jobs").fetchone() == ('{"report": {"rows": [1]}}',)
+        new.execute(
+            "INSERT INTO verdicts (id, project_id, created_at, created_by, digest, suite, suite_digest, fingerprint, baseline, verdict, "
+            "reason, job_id, looks) VALUES ('w', 'q', '2026', 't', 'd', 's', 'sd', 'f', 'b', 'failed', 'r', 'evaljob-2', 1)"
+        )

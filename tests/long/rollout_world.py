@@ -300,7 +300,7 @@ class Simulation(Checked):
         row = {
             "id": f"verdict-{number}", "project_id": DEFAULT_PROJECT, "created_at": _EPOCH + timedelta(seconds=number),
             "created_by": "test", "digest": digest, "suite": suite, "suite_digest": suite_digest, "baseline": baseline,
-            "fingerprint": f"{number:064d}", "verdict": verdict, "reason": "", "report": {}, "job_id": "j", "looks": 1,
+            "fingerprint": f"{number:064d}", "verdict": verdict, "reason": "", "job_id": "j", "looks": 1,
         }  # fmt: skip
         await self._write(insert(tables.verdicts).values(**row))
         self.model.verdicts[digest, suite, suite_digest, baseline] = verdict

@@ -14,7 +14,8 @@ from evals.report import CheckReport, Comparison, Report, as_data, score
 from evals.scores import Fingerprint
 from evals.statistics import ScoreInterval
 from gateway.cli_evaluations import render_evaluation
-from gateway.client_models import Job
+from gateway.cli_gc import render_gc
+from gateway.client_models import GcReport, Job
 
 
 def a_job(**fields: Any) -> Job:
@@ -85,3 +86,23 @@ def test_the_demo_reads_its_figures_from_the_report() -> None:
 
 def test_figures_of_a_report_that_is_not_there_are_none() -> None:
     assert set(figures(a_job(result=None)).values()) == {None}
+
+
+def test_what_is_over_reads_well() -> None:
+    report = GcReport.model_validate(
+        {
+            "dry_run": True, "is_complete": False, "notes": ["a note"],
+            "kinds": [{"kind": "exposures", "unit": "rows", "count": 100_000, "is_more": True, "size_bytes": 42_200_000,
+                       "oldest": "2026-01-01T00:00:00Z"}],
+        }
+    )  # fmt: skip
+    console = Console(file=io.StringIO(), width=120)
+
+    console.print(render_gc(report))
+    console.print(render_gc(GcReport(dry_run=False)))
+
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "100,000+ rows" in text
+    assert "about 40.2 MiB" in text
+    assert "a note" in text
+    assert "Nothing is past its retention." in text

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gateway.jobs import output
-from gateway.jobs.output import log_tail, read_progress, read_result
+from gateway.jobs.output import log_tail, read_progress, read_result, trained
 from gateway.jobs.workdir import WorkDirectory
 
 
@@ -88,3 +88,26 @@ def test_the_tail_of_a_log_is_fit_to_be_shown(tmp_path: Path) -> None:
     assert tail.endswith("Traceback | File <home>/jobs/x.py at 0x… | key tn-… | MemoryError: no room")
     assert len(tail) <= 800
     assert log_tail(tmp_path / "absent", home=tmp_path) == ""
+
+
+def test_who_says_too_much_is_not_listened_to_any_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output, "MAX_PROGRESS_BYTES", 1_000)
+    monkeypatch.setattr(output, "_WINDOW_BYTES", 400)
+    work = WorkDirectory(tmp_path)
+    for number in range(1_000):
+        work.say(f"line {number}")
+    offset, said = 0, []
+
+    while (reached := read_progress(tmp_path, offset))[0] != offset:
+        offset, lines = reached
+        said += [line.message for line in lines]
+
+    assert offset == (tmp_path / "progress.jsonl").stat().st_size
+    assert len(said) < 20
+    assert said[-1] == "more than 1,000 bytes of progress; the rest is not kept"
+
+
+def test_what_is_kept_of_a_training_is_of_the_kind_that_is_shown() -> None:
+    assert trained({"trained_tokens": "many", "metrics": [1], "extra": 1}) == {"trained_tokens": None, "metrics": {}}
+    assert trained({"trained_tokens": True}) == {"trained_tokens": None, "metrics": {}}
+    assert trained({"trained_tokens": 5, "metrics": {"loss": 1.0}}) == {"trained_tokens": 5, "metrics": {"loss": 1.0}}

@@ -16,7 +16,8 @@ from gateway.engine.fleet import engine_slots
 from gateway.settings import BaseModelSettings, Settings
 
 from .stack import BASE, BASE_PATH
-from .test_engine_real import opened, running_engine
+from .test_50_engine import opened
+from .test_60_own_engine import running_engine
 
 pytestmark = [pytest.mark.engine, pytest.mark.long]
 
