@@ -154,7 +154,8 @@ class Converger:
 
     async def _is_stable(self, name: str) -> bool:
         async with self._database.read() as connection:
-            return any(name == route.stable for route in await read_targets(connection))
+            targets = await read_targets(connection)
+        return any(name == route.stable for route in targets)
 
     async def _desired(self) -> tuple[list[Wanted], set[str]]:
         """Every version that may be loaded, most needed first, and the names of those in use."""

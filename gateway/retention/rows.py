@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
@@ -149,13 +150,15 @@ async def _crowded_jobs(database: Database, allowed: int) -> tuple[tuple[str, da
     while True:
         async with database.read() as connection:
             jobs = await _distinct(connection, tables.job_events, "job_id", after=after, most=_JOBS_A_LOOK)
-            for job_id in jobs:
-                moment = await _oldest_kept(connection, job_id, allowed)
-                if moment is not None:
-                    crowded.append((job_id, moment))
+            moments = await _oldest_kept_of(connection, jobs, allowed)
+        crowded += [(job_id, moment) for job_id, moment in zip(jobs, moments, strict=True) if moment is not None]
         if not jobs:
             return tuple(crowded)
         after = jobs[-1]
+
+
+async def _oldest_kept_of(connection: AsyncConnection, jobs: Sequence[str], allowed: int) -> list[datetime | None]:
+    return [await _oldest_kept(connection, job_id, allowed) for job_id in jobs]
 
 
 async def _oldest_kept(connection: AsyncConnection, job_id: str, allowed: int) -> datetime | None:
