@@ -19,7 +19,7 @@ stage() { # words command...
 
 # Reads the same hashes several times faster than pip, and none of pip's configuration: where that is needed, pip takes over.
 pinned() {
-  "$venv/bin/uv" pip install --python "$venv/bin/python" --no-deps --require-hashes -r requirements/all.txt && return
+  "$venv/bin/uv" pip install --quiet --python "$venv/bin/python" --no-deps --require-hashes -r requirements/all.txt && return
   echo "uv could not; pip installs the same files, which takes minutes"
   pip install --no-deps --require-hashes -r requirements/all.txt
 }

@@ -31,6 +31,7 @@ from tests.rollouts_world import (
     promote,
     promoted,
     roll_back,
+    split,
 )
 
 GLASS = {"break_glass": True, "reason": "v2 answers nonsense"}
@@ -169,6 +170,62 @@ async def test_a_gateway_that_starts_without_its_database_goes_by_the_journal(
     async with stack.client("admin") as client:
         assert await pointers(client) == ("support@1", BASE)
     assert [note["outcome"] for note in await notes(stack)] == ["applied"]
+
+
+async def test_without_the_database_too_a_rollback_ends_the_trial(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1, 2)
+    await stack.add_version("support", 3)
+    arms = [{"target": target, "weight": 1} for target in ("support@2", "support@3", BASE)]
+    await split(admin, arms, tries=["support@3"], **FORCED)
+
+    with gone(stack):
+        shown = (await roll_back(admin, **GLASS, dry_run=True)).json()
+        assert stack.gateway.services.break_glass.open == 0
+        moved = (await roll_back(admin, **GLASS)).json()
+        assert await answering(stack) == "support@2"
+    await told(stack)
+
+    assert (shown["dry_run"], shown["moved_from"], shown["moved_to"]) == (True, "support@3", "support@2")
+    assert (moved["moved_from"], moved["marked"]) == ("support@3", ["support@3"])
+    assert moved["before"]["trial"]["arms"] == ["support@3"]
+    assert await pointers(admin) == ("support@2", "support@1")
+    route = (await admin.get("/api/routes/support")).json()
+    assert (route["trial"], route["last_move"]["action"]) == (None, "rollback")
+    assert await marked(stack) == {"support@3"}
+
+
+async def test_a_trial_of_the_base_model_ends_without_the_database_too(stack: Stack, admin: httpx.AsyncClient) -> None:
+    await promoted(stack, admin, 1)
+    await split(admin, [{"target": "support@1", "weight": 1}, {"target": BASE, "weight": 1}], **FORCED)
+
+    with gone(stack):
+        moved = (await roll_back(admin, **GLASS)).json()
+        assert await answering(stack) == "support@1"
+    await told(stack)
+
+    assert (moved["moved_from"], moved["moved_to"]) == (BASE, "support@1")
+    assert await pointers(admin) == ("support@1", BASE)
+    assert await marked(stack) == set()
+
+
+async def test_without_the_database_too_it_asks_before_a_second_step_and_before_a_load(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    first, *_ = await promoted(stack, admin, 1, 2, 3)
+    await roll_back(admin)
+    await stack.unload(first)
+
+    with gone(stack):
+        second_step = await roll_back(admin, **GLASS)
+        onto_nothing = await roll_back(admin, **GLASS, further=True)
+        assert await answering(stack) == "support@2"
+        moved = await roll_back(admin, **GLASS, further=True, accept_load=True)
+    await told(stack)
+
+    assert code(second_step) == (409, "already_rolled_back")
+    assert code(onto_nothing) == (409, "needs_load")
+    assert (moved.json()["moved_to"], moved.json()["needs_load"]) == ("support@1", True)
+    assert await pointers(admin) == ("support@1", BASE)
 
 
 async def test_pressed_again_it_goes_back_once_and_further_only_by_name(stack: Stack, admin: httpx.AsyncClient) -> None:
