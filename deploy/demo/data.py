@@ -25,7 +25,7 @@ SYSTEM_PROMPT = (
     "Turn the e-mail into JSON: intent (track, cancel, return, defect, address, invoice), "
     "order_id, product, urgency (low, normal, high)."
 )
-SIZES = {"train": 800, "validation": 100, "heldout": 240, "unseen": 240, "shuffled": 320}
+SIZES = {"train": 800, "validation": 100, "heldout": 200, "unseen": 200, "shuffled": 320}
 T = TypeVar("T")
 PRODUCT_SHARES = {"train": 0.6, "validation": 0.1, "heldout": 0.15, "unseen": 0.15}
 

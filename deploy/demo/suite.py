@@ -16,7 +16,7 @@ TARGET = "emails"
 UNSEEN = "unseen_phrasings"
 METRIC = "exact_match_json"
 FORMAT = "valid_format"
-BASELINE_ITEMS = 120  # what the base model is asked: enough to tell 0 from 1, and it takes the longest answers
+BASELINE_ITEMS = 60  # what the base model is asked: enough to tell 0 from 1, and it takes the longest answers
 EXAMPLES = 40
 GENERAL = Path(__file__).resolve().parents[2] / "evals" / "suites" / "general-cloze"
 
