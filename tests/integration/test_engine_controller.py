@@ -18,8 +18,10 @@ from gateway import tables
 from gateway.controller import child_log
 from gateway.engine.fleet import engine_spec
 from gateway.jobs.launch import attempt_directory
+from gateway.keys import ANONYMOUS
 from gateway.processes import MAX_LOG_BYTES, Child, look_at
 from gateway.registry.models import AdapterVersion, VersionState
+from gateway.rollouts.promotion import Promotions
 from gateway.settings import Settings
 from tests.engine_world import FAST, EngineWorld, an_engine_world
 
@@ -437,6 +439,9 @@ async def test_no_room_is_said_and_nothing_is_evicted(tmp_path: Path) -> None:
         one, two = await world.publish(1), await world.publish(2)
         world.start_controller()
         await world.ready(one, two)
+        for version in (one, two):
+            moves = Promotions(world.database)
+            await moves.promote("support", version.name, force=True, reason="test", principal=ANONYMOUS)
 
         three = await world.publish(3)
         row = await world.settled(three, "refused")

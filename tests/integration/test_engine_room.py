@@ -81,7 +81,7 @@ async def test_a_rollback_to_what_was_refused_for_room_is_answered_soon(world: E
     await world.ready(newer)
     await world.settled(versions[0], "refused")
 
-    await Promotions(world.database).rollback("support", to="support@1", principal=ANONYMOUS)
+    await Promotions(world.database).rollback("support", to="support@1", accept_load=True, principal=ANONYMOUS)
 
     await world.ready(versions[0])
     await engine(world)
@@ -146,6 +146,7 @@ async def test_one_refusal_condemns_nobody(world: EngineWorld) -> None:
     assert (await world.registry.version(one.name)).state is VersionState.VERIFIED
 
 
+@pytest.mark.long
 async def test_a_stable_version_is_never_condemned_for_what_kills_the_engine(world: EngineWorld) -> None:
     """As when memory is short: each reload of it is killed, and the others load."""
     stable, other = await world.publish(1), await world.publish(2, adapter="billing")
@@ -167,6 +168,7 @@ async def test_a_stable_version_is_never_condemned_for_what_kills_the_engine(wor
     await world.ready(stable, other, timeout_s=90)
 
 
+@pytest.mark.long
 async def test_a_stable_version_that_the_engine_refuses_stays_and_says_why(world: EngineWorld) -> None:
     stable = await world.publish(1)
     world.start_controller()
