@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Sequence
@@ -55,28 +56,28 @@ class Memory:
 
 
 @pytest.mark.invariant(5)
-async def test_an_unloaded_adapter_is_forgotten_once_it_is_the_least_recently_used(
-    weights: Path, tmp_path: Path
-) -> None:
+def test_an_unloaded_adapter_is_forgotten_once_it_is_the_least_recently_used(weights: Path, tmp_path: Path) -> None:
     settings = Settings(home=tmp_path, base_model=BaseModelSettings(name=BASE, path=BASE_PATH))
-    slots = engine_slots(settings)
     usual = build_environment(os.environ, kv_cache_gib=2, threads=default_threads(), cache_dir=None, on_cpu=True)
-    usual |= {"VLLM_SERVER_DEV_MODE": "1"}
-    with running_engine(environment=usual) as (_, path):
-        async with opened(path) as admin:
-            memory = Memory(admin, weights / "seed1")
-            names = [f"memory.v{number}.x" for number in range(1, slots + 1)]
-            for name in names:
-                assert await memory.load(name) == set(), "there is room"
-            ghost, *listed = names
-            await memory.touch([*listed, ghost])
-            await admin.unload(ghost)
+    with running_engine(environment=usual | {"VLLM_SERVER_DEV_MODE": "1"}) as (_, path):
+        asyncio.run(_forgets_what_is_least_recently_used(path, weights / "seed1", engine_slots(settings)))
 
-            assert memory.numbers[ghost] in await memory.held(), "unloading frees no memory"
-            assert await memory.load("untouched.v1.x") == {memory.numbers[listed[0]]}, "not what was unloaded goes"
 
-            await admin.unload(listed.pop(0))
-            listed.append("untouched.v1.x")
-            await memory.touch(listed)
-            assert await memory.load("touched.v1.x") == {memory.numbers[ghost]}
-            assert {memory.numbers[name] for name in [*listed, "touched.v1.x"]} <= await memory.held()
+async def _forgets_what_is_least_recently_used(path: str, folder: Path, slots: int) -> None:
+    async with opened(path) as admin:
+        memory = Memory(admin, folder)
+        names = [f"memory.v{number}.x" for number in range(1, slots + 1)]
+        for name in names:
+            assert await memory.load(name) == set(), "there is room"
+        ghost, *listed = names
+        await memory.touch([*listed, ghost])
+        await admin.unload(ghost)
+
+        assert memory.numbers[ghost] in await memory.held(), "unloading frees no memory"
+        assert await memory.load("untouched.v1.x") == {memory.numbers[listed[0]]}, "not what was unloaded goes"
+
+        await admin.unload(listed.pop(0))
+        listed.append("untouched.v1.x")
+        await memory.touch(listed)
+        assert await memory.load("touched.v1.x") == {memory.numbers[ghost]}
+        assert {memory.numbers[name] for name in [*listed, "touched.v1.x"]} <= await memory.held()
