@@ -34,7 +34,7 @@ demo: $(VENV)/.installed $(BASE_MODEL)/.complete ## Run the whole loop for real;
 
 # Two at a time, with a core for each: what loads no torch, then what does (a file stays with one process, which loads it
 # once). vLLM takes both cores, so the tests of the one engine that is started come last and alone.
-test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, one real vLLM included (about 12 minutes on 2 cores)
+test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, one real vLLM included (12 to 23 minutes on 2 cores)
 	@$(BIN)/python -m pytest -m "not (long or heavy or engine)" -n 2 --dist worksteal --durations=15
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "heavy and not (engine or long)" -n 2 --dist loadfile --durations=15
 	@$(BIN)/python -m pytest -m "engine and not long" --durations=15

@@ -36,6 +36,7 @@ SETTLED = 20  # answers that are waited for before and after each move
 DIGESTS = ("1" * 64, "2" * 64)
 OLD, NEW = "support@2", "support@1"  # a rollback leaves the one and returns to the other
 _AT = "2026-01-01 00:00:00.000000"
+_NEVER = "9999-01-01 00:00:00.000000"
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +194,10 @@ def _record_versions(database: Path) -> None:
             "INSERT INTO routes (name, project_id, created_at, created_by, revision, salt, stable, previous, variants, gates,"
             " updated_at, updated_by) VALUES ('support', ?, ?, ?, 1, 'salt', ?, ?, ?, '[]', ?, 'bench')",
             (*owned, BASE_NAME, BASE_NAME, f'[{{"target": "{BASE_NAME}", "weight": 100}}]', _AT),
+        )
+        # What is said of engines is believed while a controller lives; here there is none, and nothing that it would change.
+        connection.execute(
+            "INSERT INTO leases (name, holder, expires_at, epoch) VALUES ('controller', 'bench', ?, 1)", (_NEVER,)
         )
         connection.execute("UPDATE revisions SET value = value + 1 WHERE name = 'routing'")
     connection.close()
