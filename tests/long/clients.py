@@ -178,7 +178,7 @@ class Clients:
         if mine and self.random.random() < 0.6:
             path, body = "promote", {"target": self.random.choice(mine), "force": True, "reason": "test"}
         else:
-            path, body = "rollback", {"further": True, "accept_load": True}
+            path, body = "rollback", {"further": True}
         async with self.quiet:
             status, found = await self.served.post(f"/api/routes/{route}/{path}", **body)
         self.statuses[f"{path} {status}"] += 1
