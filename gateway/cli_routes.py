@@ -9,6 +9,7 @@ from .cli_console import moment, session, table
 from .client import Client
 from .client_models import Route, RouteMoved
 from .errors import Invalid, Refused
+from .routing.models import shares_text
 
 app = typer.Typer(no_args_is_help=True, help="Routes: which version answers a name, and in what share.")
 
@@ -36,7 +37,7 @@ def routes_table(routes: list[Route]) -> RenderableType:
     rows = [
         (
             route.name,
-            shares(route),
+            shares_text(route.variants),
             route.stable,
             route.previous,
             route.candidate,
@@ -48,18 +49,10 @@ def routes_table(routes: list[Route]) -> RenderableType:
     return table(None, ("ROUTE", "TRAFFIC", "STABLE", "PREVIOUS", "CANDIDATE", "GATES", "REVISION"), rows)
 
 
-def shares(route: Route) -> str:
-    """`support@1 50 %, smollm2-135m 50 %`."""
-    total = sum(variant.weight for variant in route.variants) or 1
-    return ", ".join(
-        f"{variant.target} {100 * variant.weight / total:.3g} %" for variant in route.variants if variant.weight
-    )
-
-
 def standing(route: Route) -> str:
     """Where the traffic goes, what is tried and where a rollback would go, on one line."""
     tried = f", tries {', '.join(route.trial.arms)}" if route.trial else ""
-    return f"traffic {shares(route)}{tried}; stable {route.stable}, previous {route.previous}"
+    return f"traffic {shares_text(route.variants)}{tried}; stable {route.stable}, previous {route.previous}"
 
 
 @app.command("show")
@@ -157,7 +150,7 @@ def set_variants(
 def _split(route: RouteMoved) -> str:
     now = "would be" if route.dry_run else "was already, nothing moved" if route.repeated else "now"
     before = f"\n  before  {standing(route.before)}" if route.before else ""
-    return f"[bold]{route.name}[/] {now}: {shares(route)}  (revision {route.revision}){before}\n  after   {standing(route)}"
+    return f"[bold]{route.name}[/] {now}: {shares_text(route.variants)}  (revision {route.revision}){before}\n  after   {standing(route)}"
 
 
 def _named(client: Client, target: str) -> str:

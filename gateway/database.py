@@ -122,8 +122,8 @@ class Database:
         """One transaction: all of it is durable when the block ends, or none is.
 
         `urgent` is for what moves traffic: it goes before all other writes, of this process and of those beside it, and
-        waits longer, unless `wait_s` says how long. Raises `Unavailable` when another process holds the lock for too long, `StorageFull` when the disk is
-        full.
+        waits longer, unless `wait_s` says how long. Raises `Unavailable` when another process holds the lock for too
+        long, `StorageFull` when the disk is full.
         """
         task = asyncio.current_task()
         if task in self._held_by:

@@ -168,6 +168,9 @@ files = Table(
     Column("deleted_at", UTCDateTime),
 )
 
+# States that a job never leaves; `jobs.models.JobState` has all of them.
+FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
+
 jobs = Table(
     "jobs",
     metadata,

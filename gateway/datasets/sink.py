@@ -86,12 +86,3 @@ def full_disk_translated(name: str) -> Iterator[None]:
         if error.errno in _FULL:
             raise StorageFull(f"the disk is full: {name} could not be stored; free some space and try again") from error
         raise
-
-
-def fsync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -13,10 +13,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, new_id, now, record_audit
+from ..durable import fsync
 from ..errors import Conflict, Invalid, NotFound, StorageFull, Unavailable
 from ..settings import Settings
 from .models import FINE_TUNE, DataFile
-from .sink import FileSink, Received, fsync_directory, full_disk_translated
+from .sink import FileSink, Received, full_disk_translated
 
 log = structlog.get_logger(__name__)
 
@@ -173,7 +174,7 @@ class FileStore:
         with full_disk_translated("file"):
             temporary.chmod(0o400)
             temporary.rename(final)
-            fsync_directory(final.parent)
+            fsync(final.parent)
 
 
 def check_purpose(purpose: str) -> None:

@@ -296,9 +296,8 @@ class Converger:
         return reference
 
     async def _load(self, session: Session, one: Wanted) -> None:
-        session.ledger.add(
-            one.engine_name
-        )  # before the row: who removes files looks at the ledger and then at versions
+        # Before the row: who removes files looks at the ledger and then at versions.
+        session.ledger.add(one.engine_name)
         async with self._database.write() as connection:
             await check_epoch(connection, session.replica_id, session.epoch)
             await check_servable(connection, one.version.id)

@@ -16,8 +16,6 @@ from .models import Resident
 from .plan import RouteTargets
 from .probe import Fault
 
-_FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
-
 
 class StaleEpoch(Conflict):
     """The engine was started anew meanwhile: what was seen of the old one is worth nothing."""
@@ -101,6 +99,6 @@ async def read_targets(connection: AsyncConnection) -> list[RouteTargets]:
 async def read_evaluated(connection: AsyncConnection) -> list[str]:
     """Versions that unfinished evaluations ask, oldest evaluation first."""
     jobs = tables.jobs
-    unfinished = (jobs.c.kind == "evaluation") & jobs.c.state.not_in(_FINAL_JOB_STATES)
+    unfinished = (jobs.c.kind == "evaluation") & jobs.c.state.not_in(tables.FINAL_JOB_STATES)
     specs = (await connection.execute(select(jobs.c.spec).where(unfinished).order_by(jobs.c.id))).scalars()
     return [name for spec in specs for name in (spec.get("target"), spec.get("stable")) if name]

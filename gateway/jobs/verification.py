@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from ..datasets.sink import fsync_directory
+from ..durable import fsync
 
 REFERENCE_FILE = "reference.json"
 MAX_REFERENCE_BYTES = 16 * 2**20
@@ -31,7 +31,7 @@ def install_reference(directory: Path, references: Path, digest: str) -> Path:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(final)
-    fsync_directory(references)
+    fsync(references)
     return final
 
 

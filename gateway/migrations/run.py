@@ -19,6 +19,7 @@ from sqlalchemy import Connection, inspect, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..database import Database, sqlite_file
+from ..durable import fsync
 from ..errors import Invalid
 from ..settings import Settings
 
@@ -101,11 +102,7 @@ def _back_up(source: Path, target: Path) -> None:
     _create_private(temporary)
     with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(temporary)) as new:
         old.backup(new)
-    descriptor = os.open(temporary, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(temporary)
     temporary.replace(target)
     log.info("database backed up", path=str(target))
 

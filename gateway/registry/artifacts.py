@@ -26,6 +26,7 @@ from pathlib import Path
 
 import structlog
 
+from ..durable import fsync
 from ..errors import Refused, StorageFull, Unavailable
 from .manifest import (
     CONFIG_FILE,
@@ -243,15 +244,6 @@ def write_durably(path: Path, content: bytes) -> None:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-
-
-def fsync(path: Path) -> None:
-    """Force a file, or a directory's entries, to the disk. A failure is never tried again: the kernel forgets the lost pages."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _copy(folder: int, name: str, target: Path, *, max_bytes: int) -> None:

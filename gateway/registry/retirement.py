@@ -23,7 +23,6 @@ log = structlog.get_logger(__name__)
 Held = Callable[[AsyncConnection], Awaitable[set[str]]]
 
 MAX_REASON_CHARS = 1_000
-_FINAL_JOB_STATES = ("succeeded", "failed", "cancelled")
 _WHY_NOT_RELEASED = {
     VersionState.RECEIVED: "it is verified next, without being released",
     VersionState.VERIFIED: "engines may load it already",
@@ -184,7 +183,7 @@ async def _routes_with(connection: AsyncConnection, name: str) -> list[str]:
 
 async def _jobs_with(connection: AsyncConnection, name: str) -> Iterable[str]:
     jobs = tables.jobs
-    query = select(jobs.c.id, jobs.c.kind, jobs.c.spec).where(jobs.c.state.not_in(_FINAL_JOB_STATES))
+    query = select(jobs.c.id, jobs.c.kind, jobs.c.spec).where(jobs.c.state.not_in(tables.FINAL_JOB_STATES))
     rows = (await connection.execute(query)).all()
     return [
         f"{row.kind} job {row.id} works with it"

@@ -31,7 +31,7 @@ from .conditions import would_strand
 from .decided import already_rolled_back
 from .journal import Journal, Pointing, Rollback, Settled
 from .models import Moved
-from .pointers import Move, Past, Pointers, previous_of, roll_back
+from .pointers import Move, Past, Pointers, is_relative, resolved, roll_back
 from .promotion import Promotions
 
 log = structlog.get_logger(__name__)
@@ -74,7 +74,8 @@ class BreakGlass:
     ) -> Moved:
         """An ordinary rollback when the database takes it, else a journalled one. Pressed again, it answers the same.
 
-        Takes what `Promotions.rollback` takes; a journalled one knows its repeats by the route alone. Raises what `Promotions.rollback` raises, and `Unavailable` when not even the journal can be written.
+        Takes and raises what `Promotions.rollback` does, and raises `Unavailable` when not even the journal can be
+        written. A journalled one knows its repeats by the route alone.
         """
         started = time.perf_counter()
         call = Call(
@@ -142,7 +143,7 @@ class BreakGlass:
             raise route_moved(name, expected=call.expected_revision or 0, found=route.revision)
         move = _move(snapshot, route, to=to, force=call.force)
         after = move.pointers
-        if route.last_action == "rollback" and not further and to in (None, f"{name}@previous"):
+        if route.last_action == "rollback" and not further and is_relative(to, name):
             raise already_rolled_back(name, leads_to=after.stable)
         if snapshot.serving(None) and _needs_load(snapshot, after.stable) and not accept_load:
             raise would_strand(name, after.stable, base=after.base)
@@ -274,8 +275,7 @@ def _move(snapshot: Snapshot, route: SnapshotRoute, *, to: str | None, force: bo
         candidate=route.candidate,
         tried=route.tried,
     )
-    aliases = {f"{route.name}@stable": route.stable, f"{route.name}@previous": previous_of(pointers, past)}
-    return roll_back(pointers, past, to=aliases.get(to or "", to), force=force)
+    return roll_back(pointers, past, to=resolved(to, route.name, pointers, past), force=force)
 
 
 def _needs_load(snapshot: Snapshot, target: str) -> bool:

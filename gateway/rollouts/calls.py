@@ -33,9 +33,8 @@ class Call:
     action: str
     route: str
     principal: Principal
-    asked: Mapping[str, object] = field(
-        default_factory=dict
-    )  # what it does; consents such as `force` are no part of it
+    # What it does; consents such as `force` are no part of it.
+    asked: Mapping[str, object] = field(default_factory=dict)
     force: bool = False
     reason: str | None = None
     expected_revision: int | None = None

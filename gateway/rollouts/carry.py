@@ -33,10 +33,9 @@ async def carry(database: Database, record: Rollback) -> Outcome:
             await _audit(connection, record, None, None, "route_gone")
             return "route_gone"
         versions = await versions_of(connection, held)
-        shares = [variant.target for variant in held.variants if variant.weight]
         past = [version.past for version in versions]
         pointers = pointers_of(held, versions[0].base_model)
-        settlement = settle(pointers, shares, past, record, is_unmoved=held.revision == record.decided_on)
+        settlement = settle(pointers, held.arms, past, record, is_unmoved=held.revision == record.decided_on)
         after = await _apply(connection, held, settlement, versions, record)
         outcome: Outcome = "applied" if settlement.moves_traffic else "superseded"
         await _audit(connection, record, held, after, outcome)
@@ -90,7 +89,6 @@ async def _apply(
 async def _audit(
     connection: AsyncConnection, record: Rollback, before: Route | None, after: Route | None, outcome: Outcome
 ) -> None:
-    fields = {"revision", "stable", "previous", "candidate", "variants", "trial", "gates"}
     note = {
         "id": record.id,
         "outcome": outcome,
@@ -104,7 +102,7 @@ async def _audit(
         actor=record.actor,
         action="route.rollback",
         subject=record.route,
-        before=before.model_dump(mode="json", include=fields) if before else None,
-        after=(after.model_dump(mode="json", include=fields) if after else {}) | {"break_glass": note},
+        before=before.audited() if before else None,
+        after=(after.audited() if after else {}) | {"break_glass": note},
         reason=record.reason,
     )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ..errors import Conflict
-from ..routing.models import LastMove, Route, Trial, Variant
+from ..routing.models import LastMove, Route, Trial, Variant, shares_text
 from .pointers import Move, Pointers, tried_by
 
 
@@ -85,13 +85,13 @@ def split(held: Route, wanted: Sequence[Variant], tries: Sequence[str] | None, m
     return Decided(after=after, moved_from=moved_from, moved_to=moved_to)
 
 
-def check_goes_no_further(held: Route, to: str | None, *, further: bool, leads_to: str) -> None:
-    """Raise `Conflict` when the last move was a rollback and this one would take a second step back that nobody asked for.
+def check_goes_no_further(held: Route, *, leads_to: str) -> None:
+    """Raise `Conflict` when the last move was a rollback: this one would take a second step back that nobody asked for.
 
     A rollback is pressed twice by mistake, or again because its answer was lost, far more often than by intent.
     """
     last = held.last_move
-    if further or to is not None or last is None or last.action != "rollback":
+    if last is None or last.action != "rollback":
         return
     told = f", {last.at:%Y-%m-%d %H:%M:%S} UTC by {last.by}: {last.moved_from} → {last.moved_to} (revision {last.revision})"
     raise already_rolled_back(held.name, leads_to=leads_to, told=told)
@@ -105,12 +105,6 @@ def already_rolled_back(route: str, *, leads_to: str, told: str = "") -> Conflic
         code="already_rolled_back",
         param="further",
     )
-
-
-def shares_text(variants: Sequence[Variant]) -> str:
-    """`support@1 50 %, tiny 50 %`."""
-    total = sum(variant.weight for variant in variants) or 1
-    return ", ".join(f"{variant.target} {100 * variant.weight / total:.3g} %" for variant in variants if variant.weight)
 
 
 def _all_to_stable(held: Route, move: Move, last: LastMove) -> Route:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import structlog
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from ..durable import fsync
 from ..errors import Unavailable
 from ..routing.models import Trial
 from ..routing.overlay import Override
@@ -129,7 +130,7 @@ class Journal:
         finally:
             os.close(descriptor)
         if is_new:
-            _flush_directory(self._path.parent)
+            fsync(self._path.parent)
 
     def _lines(self) -> list[Rollback | Settled]:
         try:
@@ -146,11 +147,3 @@ class Journal:
                 self.refused_lines += 1
                 log.error("line of the journal refused", line=number, path=str(self._path), error=str(error)[:300])
         return found
-
-
-def _flush_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

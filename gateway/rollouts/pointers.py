@@ -86,6 +86,18 @@ def tried_by(stable: str, arms: Sequence[str], said: Sequence[str] | None) -> tu
     return tuple(dict.fromkeys(said))
 
 
+def is_relative(to: str | None, route: str) -> bool:
+    """Whether a rollback goes where the pointers lead, and not to a version that was named."""
+    return to is None or to in (f"{route}@stable", f"{route}@previous")
+
+
+def resolved(to: str | None, route: str, pointers: Pointers, versions: Sequence[Past]) -> str | None:
+    """What `support@stable` or `support@previous` stands for now; anything else is what it says."""
+    if to == f"{route}@stable":
+        return pointers.stable
+    return previous_of(pointers, versions) if to == f"{route}@previous" else to
+
+
 def roll_back(pointers: Pointers, versions: Sequence[Past], *, to: str | None, force: bool) -> Move:
     """End the trial, so that stable takes all; without one stable := previous. Or go `to` a version.
 

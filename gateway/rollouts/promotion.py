@@ -34,7 +34,7 @@ from .conditions import (
 from .decided import Decided, Mover, check_goes_no_further, pointers_of, promoted, rolled_back, split
 from .gating import check_gates, suite_digests
 from .models import Moved, RouteMoved
-from .pointers import previous_of, promote, roll_back
+from .pointers import is_relative, promote, resolved, roll_back
 
 log = structlog.get_logger(__name__)
 
@@ -145,10 +145,10 @@ class Promotions:
         async def decide(connection: AsyncConnection, held: Route, versions: list[RouteVersion]) -> Decided:
             past = [version.past for version in versions]
             pointers = pointers_of(held, versions[0].base_model)
-            aliases = {f"{route}@stable": held.stable, f"{route}@previous": previous_of(pointers, past)}
-            move = roll_back(pointers, past, to=aliases.get(to or "", to), force=force)
+            move = roll_back(pointers, past, to=resolved(to, route, pointers, past), force=force)
             target = move.pointers.stable
-            check_goes_no_further(held, None if to in aliases else to, further=further, leads_to=target)
+            if is_relative(to, route) and not further:
+                check_goes_no_further(held, leads_to=target)
             is_missing = await needs_load(connection, versions, target)
             if is_missing and not accept_load:
                 await check_strands_nobody(connection, held, versions, target)
@@ -365,13 +365,7 @@ async def _audit(
         actor=call.principal.actor,
         action=call.action,
         subject=before.name,
-        before=_shown(before),
-        after=_shown(after) | {name: True for name, given in consents.items() if given},
+        before=before.audited(),
+        after=after.audited() | {name: True for name, given in consents.items() if given},
         reason=call.reason,
-    )
-
-
-def _shown(route: Route) -> dict[str, Any]:
-    return route.model_dump(
-        mode="json", include={"revision", "stable", "previous", "candidate", "variants", "trial", "gates"}
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, Field
 
@@ -78,11 +79,34 @@ class Route(BaseModel, frozen=True):
         """What is being tried; empty when nothing is."""
         return self.trial.arms if self.trial is not None else ()
 
+    def audited(self) -> dict[str, Any]:
+        """What the audit log keeps of it."""
+        kept = {"revision", "stable", "previous", "candidate", "variants", "trial", "gates"}
+        return self.model_dump(mode="json", include=kept)
+
 
 def parse_pin(target: str) -> tuple[str, int] | None:
     """`support@3` as ("support", 3); None for a base model's name."""
     found = _PIN.match(target)
     return (found["adapter"], int(found["version"])) if found else None
+
+
+class Weighted(Protocol):
+    """An arm, as the server has it or as its client does."""
+
+    @property
+    def target(self) -> str:
+        """What answers."""
+
+    @property
+    def weight(self) -> int:
+        """Its share, relative to the others'."""
+
+
+def shares_text(variants: Sequence[Weighted]) -> str:
+    """`support@1 50 %, tiny 50 %`."""
+    total = sum(variant.weight for variant in variants) or 1
+    return ", ".join(f"{variant.target} {100 * variant.weight / total:.3g} %" for variant in variants if variant.weight)
 
 
 def check_variants(variants: tuple[Variant, ...]) -> None:

@@ -22,6 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, now, read_revision
+from ..durable import fsync
 from ..errors import GatewayError
 from ..lease import lease_until
 from ..names import engine_name, version_name
@@ -353,17 +354,8 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    _flush_directory(path.parent)
+    fsync(path.parent)
     _remove_unfinished(path)
-
-
-def _flush_directory(path: Path) -> None:
-    """Until then the new name is in memory only."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save_pause_s(failures: int) -> float:

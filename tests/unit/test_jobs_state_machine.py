@@ -9,6 +9,7 @@ import pytest
 
 from gateway.jobs.models import EvaluationSpec, FineTuningSpec, Job, JobKind, JobSpec, JobState, VerifySpec
 from gateway.jobs.state_machine import TRANSITIONS, first_state, may_move, next_to_start, retry_delay_s
+from gateway.tables import FINAL_JOB_STATES
 
 DIGEST = "a" * 64
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -107,3 +108,7 @@ def test_waiting_and_cancelled_jobs_are_passed_over() -> None:
 def test_back_off_doubles_up_to_a_minute() -> None:
     assert [retry_delay_s(crashes, first_s=1) for crashes in (1, 2, 3, 4)] == [1, 2, 4, 8]
     assert retry_delay_s(30, first_s=1) == 60
+
+
+def test_what_queries_take_for_final_is_final() -> None:
+    assert {str(state) for state in JobState if state.is_final} == set(FINAL_JOB_STATES)
