@@ -122,8 +122,11 @@ async def _prepare(served: Served, clients: SoakClients) -> None:
     await clients.stop()
 
     async def all_ready() -> bool:
+        """In the tables, and in the gateway's copy of them, which follows a moment later."""
         clients.look_for_ready()
-        return {*clients.ready} == {*clients.published}
+        _, replicas = await served.get("/api/replicas")
+        told = {name for replica in replicas for name in replica["ready_adapters"]}
+        return {*clients.ready} == {*clients.published} and len(told) == len(clients.published)
 
     await served.until(all_ready, "all versions are loaded")
 
