@@ -31,6 +31,7 @@ from gateway.settings import BaseModelSettings, EngineSettings, JobSettings, Set
 from gateway.supervisor import settings_environment
 from tests.corpus import make_adapter, make_base
 from tests.fakes.engine import fake_reference
+from tests.files import put_text
 
 T = TypeVar("T")
 ROOT = Path(__file__).parents[1]
@@ -50,7 +51,7 @@ class EngineWorld:
 
     def order(self, **orders: Any) -> None:
         """Tell the engine what to do wrongly."""
-        self.orders.write_text(json.dumps(orders))
+        put_text(self.orders, json.dumps(orders))
 
     def start_controller(self) -> subprocess.Popen[bytes]:
         """A controller of its own process."""
@@ -89,7 +90,7 @@ class EngineWorld:
             return version
         reference = fake_reference(self.registry.directory(version))
         path = self.settings.references_dir / f"{version.digest}.json"
-        path.write_text(json.dumps(reference | {"digest": version.digest}))
+        put_text(path, json.dumps(reference | {"digest": version.digest}))
         return await self.registry.set_state(version.id, VersionState.VERIFIED, code=None, reason=None, actor="test")
 
     async def publish_again(self, seed: int, adapter: str = "support") -> AdapterVersion:

@@ -31,6 +31,7 @@ from gateway.registry.models import AdapterVersion, VersionState
 from gateway.registry.service import Registry
 from gateway.settings import BaseModelSettings, EngineSettings, JobSettings, Settings
 from tests.corpus import make_base, make_bundle
+from tests.files import put_text
 
 PRINCIPAL = Principal("key-1", "tester", DEFAULT_PROJECT, frozenset({"train"}))
 STRANGER = Principal("key-2", "stranger", "proj_other", frozenset({"train", "admin"}))
@@ -60,7 +61,7 @@ class World:
     def order(self, kind: JobKind, *orders: dict[str, Any]) -> None:
         """What the attempts of such jobs will do."""
         filled = [{"bundle": str(self.bundle), **order} for order in orders]
-        (self.orders / f"{kind}.json").write_text(json.dumps(filled))
+        put_text(self.orders / f"{kind}.json", json.dumps(filled))
 
     def processes(self) -> ProcessTable:
         """A controller's own view of its children."""

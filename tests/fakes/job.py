@@ -18,17 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from gateway.jobs.workdir import WorkDirectory
+from tests.files import put_text
 
 
 def main(orders: Path, kind: str, directory: Path) -> None:
     work = WorkDirectory(directory)
     spec = work.spec()
     number = int(directory.name)
-    (orders / f"seen-{directory.parent.name}-{number}.json").write_text(
-        json.dumps(
-            {"pid": os.getpid(), "env": dict(os.environ), "cwd": str(Path.cwd()), "spec": spec, "argv": sys.argv}
-        )
-    )
+    seen = {"pid": os.getpid(), "env": dict(os.environ), "cwd": str(Path.cwd()), "spec": spec, "argv": sys.argv}
+    put_text(orders / f"seen-{directory.parent.name}-{number}.json", json.dumps(seen))
     known = json.loads((orders / f"{kind}.json").read_text())
     order = known[min(number, len(known)) - 1]
     act(work, spec, kind, order, orders)

@@ -23,6 +23,7 @@ from tests.corpus import WEIGHTS, make_adapter, make_base
 from tests.fakes.answers import fake_reference
 from tests.fakes.engine import Loaded
 from tests.fakes.stack import a_living_controller, migrated
+from tests.files import put_text
 
 from . import residency_model
 from .residency_model import FAULTS, LOOK_S, PROMPTS, Known, Watched
@@ -134,7 +135,7 @@ class Simulation(Watched):
         if known.fault == "parity":
             prompts = [prompt | {"adapter": [value - 9 for value in prompt["adapter"]]} for prompt in prompts]
         path = self.settings.references_dir / f"{known.version.digest}.json"
-        path.write_text(json.dumps(reference | {"prompts": prompts, "digest": known.version.digest}))
+        put_text(path, json.dumps(reference | {"prompts": prompts, "digest": known.version.digest}))
 
     async def _verify(self, known: Known | None = None) -> None:
         waiting = [each for each in self.versions.values() if not each.is_verified]

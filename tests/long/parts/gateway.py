@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gateway import app
 from gateway.app import Gateway
+from tests.files import put_text
 
 _EVERY_S = 0.5
 
@@ -17,9 +18,7 @@ async def _tell(gateway: Gateway) -> None:
     path = Path(gateway.settings.home) / "gateway.json"
     while True:
         seen = {"pid": os.getpid(), "tasks": len(asyncio.all_tasks()), "in_flight": gateway.lifecycle.in_flight}
-        unfinished = path.with_suffix(".new")
-        unfinished.write_text(json.dumps(seen | {"queued": gateway.recorder.queued}))
-        unfinished.replace(path)
+        put_text(path, json.dumps(seen | {"queued": gateway.recorder.queued}))
         await asyncio.sleep(_EVERY_S)
 
 
