@@ -367,5 +367,5 @@ async def test_draining_ends_and_tells_streams_that_are_left(tmp_path: Path) -> 
         cut = await open_stream
 
         assert error_of(cut.content)["code"] == "shutting_down"
-        assert stack.engine.cancelled == 1
+        await until(lambda: stack.engine.cancelled == 1)
         await stack.stop()
