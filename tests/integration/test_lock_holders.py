@@ -9,7 +9,7 @@ import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -24,7 +24,7 @@ from tests.fakes.stack import Stack, until
 
 HOLDING = """
 import sqlite3, sys, time
-connection = sqlite3.connect(sys.argv[1], isolation_level=None)
+connection = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)
 for statement in sys.argv[2].split(";"):
     connection.execute(statement).fetchone()
 print("held", flush=True)
@@ -163,7 +163,10 @@ async def test_readiness_tells_who_holds_the_database_without_its_number(
             return found
 
         before = await held_by()
-        with holder(stack.settings.home / "turnout.db", "BEGIN EXCLUSIVE", "gateway.controller") as process:
+        holding = holder(stack.settings.home / "turnout.db", "BEGIN EXCLUSIVE", "gateway.controller")
+        process = await asyncio.to_thread(holding.__enter__)  # the gateway goes on, and lets go of what it reads
+        with ExitStack() as ending:
+            ending.push(holding.__exit__)
             os.kill(process.pid, signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
             await until(lambda: any(seconds > 0.1 for _, seconds in watch.holders), timeout_s=30)

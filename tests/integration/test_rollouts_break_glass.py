@@ -9,8 +9,8 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -58,17 +58,19 @@ def database_file(stack: Stack) -> Path:
     return stack.settings.home / "turnout.db"
 
 
-@contextmanager
-def locked(stack: Stack) -> Iterator[None]:
-    """As a process does that was stopped in the middle of a write."""
-    with closing(sqlite3.connect(database_file(stack), isolation_level=None)) as other:
-        other.execute("BEGIN EXCLUSIVE")
+@asynccontextmanager
+async def locked(stack: Stack) -> AsyncIterator[None]:
+    """As a process does that was stopped in the middle of a write. The lock is waited for while the gateway goes on."""
+    with closing(
+        sqlite3.connect(database_file(stack), isolation_level=None, timeout=30, check_same_thread=False)
+    ) as other:
+        await asyncio.to_thread(other.execute, "BEGIN EXCLUSIVE")
         yield
         other.execute("ROLLBACK")
 
 
-@contextmanager
-def gone(stack: Stack) -> Iterator[Path]:
+@asynccontextmanager
+async def gone(stack: Stack) -> AsyncIterator[Path]:
     """The file is elsewhere; what happens to it there is what other gateways did meanwhile."""
     file = database_file(stack)
     elsewhere = file.with_suffix(".gone")
@@ -77,8 +79,8 @@ def gone(stack: Stack) -> Iterator[Path]:
     elsewhere.rename(file)
 
 
-@contextmanager
-def frozen(stack: Stack) -> Iterator[None]:
+@asynccontextmanager
+async def frozen(stack: Stack) -> AsyncIterator[None]:
     """A process that was stopped after it had begun to write."""
     code = (
         "import sqlite3, sys, time; connection = sqlite3.connect(sys.argv[1], isolation_level=None); "
@@ -87,7 +89,7 @@ def frozen(stack: Stack) -> Iterator[None]:
     argv = [sys.executable, "-c", code, str(database_file(stack))]
     with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
-        assert process.stdout.readline()
+        assert await asyncio.to_thread(process.stdout.readline)
         process.send_signal(signal.SIGSTOP)
         try:
             yield
@@ -133,7 +135,7 @@ async def test_traffic_goes_back_at_once_and_the_database_is_told_later(
     await promoted(stack, admin, 1, 2)
     revision = (await admin.get("/api/routes/support")).json()["revision"]
 
-    with trouble(stack):
+    async with trouble(stack):
         answer = await roll_back(admin, **GLASS)
         served = await answering(stack)
         ready = (await admin.get("/readyz")).json()
@@ -160,7 +162,7 @@ async def test_a_gateway_that_starts_without_its_database_goes_by_the_journal(
     await promoted(stack, admin, 1, 2)
     await stack.gateway.table.save()
 
-    with gone(stack):
+    async with gone(stack):
         assert (await roll_back(admin, **GLASS)).status_code == 200
         await stack.stop()
         await stack.serve()
@@ -178,7 +180,7 @@ async def test_without_the_database_too_a_rollback_ends_the_trial(stack: Stack, 
     arms = [{"target": target, "weight": 1} for target in ("support@2", "support@3", BASE)]
     await split(admin, arms, tries=["support@3"], **FORCED)
 
-    with gone(stack):
+    async with gone(stack):
         shown = (await roll_back(admin, **GLASS, dry_run=True)).json()
         assert stack.gateway.services.break_glass.open == 0
         moved = (await roll_back(admin, **GLASS)).json()
@@ -198,7 +200,7 @@ async def test_a_trial_of_the_base_model_ends_without_the_database_too(stack: St
     await promoted(stack, admin, 1)
     await split(admin, [{"target": "support@1", "weight": 1}, {"target": BASE, "weight": 1}], **FORCED)
 
-    with gone(stack):
+    async with gone(stack):
         moved = (await roll_back(admin, **GLASS)).json()
         assert await answering(stack) == "support@1"
     await told(stack)
@@ -215,7 +217,7 @@ async def test_without_the_database_too_it_asks_before_a_second_step_and_before_
     await roll_back(admin)
     await stack.unload(first)
 
-    with gone(stack):
+    async with gone(stack):
         second_step = await roll_back(admin, **GLASS)
         onto_nothing = await roll_back(admin, **GLASS, further=True)
         assert await answering(stack) == "support@2"
@@ -232,7 +234,7 @@ async def test_pressed_again_it_goes_back_once_and_further_only_by_name(stack: S
     await promoted(stack, admin, 1, 2, 3)
     revision = (await admin.get("/api/routes/support")).json()["revision"]
 
-    with gone(stack):
+    async with gone(stack):
         first = await roll_back(admin, **GLASS)
         again = [
             await roll_back(admin, **GLASS),
@@ -261,7 +263,7 @@ async def test_what_is_being_tried_is_withdrawn_and_stable_stays(stack: Stack, a
     arms = [{"target": "support@1", "weight": 90}, {"target": "support@2", "weight": 10}]
     assert (await admin.put("/api/routes/support/variants", json={"variants": arms, **FORCED})).status_code == 200
 
-    with locked(stack):
+    async with locked(stack):
         moved = (await roll_back(admin, **GLASS)).json()
     await told(stack)
 
@@ -277,7 +279,7 @@ async def test_what_was_left_is_taken_out_again_whoever_moved_the_route(stack: S
     await promoted(stack, admin, 1, 2)
     await stack.add_version("support", 3, is_promoted=True)
 
-    with gone(stack) as file:
+    async with gone(stack) as file:
         assert (await roll_back(admin, **GLASS)).status_code == 200
         split = [{"target": "support@3", "weight": 50}, {"target": "support@2", "weight": 50}]
         moved_meanwhile(file, "support@3", split, previous="support@2")
@@ -292,7 +294,7 @@ async def test_a_later_move_to_something_else_stands_and_is_told(stack: Stack, a
     await promoted(stack, admin, 1, 2)
     await stack.add_version("support", 3, is_promoted=True)
 
-    with gone(stack) as file:
+    async with gone(stack) as file:
         assert (await roll_back(admin, **GLASS)).status_code == 200
         moved_meanwhile(file, "support@3", [{"target": "support@3", "weight": 100}], previous="support@2")
     await told(stack)
@@ -308,7 +310,7 @@ async def test_a_later_move_to_something_else_stands_and_is_told(stack: Stack, a
 async def test_a_target_that_was_condemned_meanwhile_is_passed_over(stack: Stack, admin: httpx.AsyncClient) -> None:
     await promoted(stack, admin, 1, 2, 3)
 
-    with gone(stack) as file:
+    async with gone(stack) as file:
         assert (await roll_back(admin, **GLASS)).json()["moved_to"] == "support@2"
         with closing(sqlite3.connect(file)) as other:
             other.execute("UPDATE adapter_versions SET state = 'quarantined' WHERE version = 2")
@@ -323,7 +325,7 @@ async def test_a_route_that_the_database_does_not_know_any_more_is_told_in_the_a
 ) -> None:
     await promoted(stack, admin, 1, 2)
 
-    with gone(stack) as file:
+    async with gone(stack) as file:
         assert (await roll_back(admin, **GLASS)).status_code == 200
         with closing(sqlite3.connect(file)) as other:
             other.execute("DELETE FROM routes")
@@ -349,7 +351,7 @@ async def test_told_and_killed_before_it_was_noted_it_is_told_once(
         append(journal, line)
 
     monkeypatch.setattr(Journal, "append", refusing)
-    with locked(stack):
+    async with locked(stack):
         assert (await roll_back(admin, **GLASS)).status_code == 200
     await told(stack)
 
@@ -362,7 +364,7 @@ async def test_what_cannot_be_journalled_moves_nothing(stack: Stack, admin: http
     await promoted(stack, admin, 1, 2)
     stack.settings.journal_path.mkdir()
 
-    with gone(stack):
+    async with gone(stack):
         answer = await roll_back(admin, **GLASS)
         served = await answering(stack)
 
@@ -387,7 +389,7 @@ async def test_with_the_database_it_is_an_ordinary_rollback(stack: Stack, admin:
 async def test_who_may_not_and_what_is_not_there(stack: Stack, admin: httpx.AsyncClient) -> None:
     await promoted(stack, admin, 1, 2)
 
-    with gone(stack):
+    async with gone(stack):
         nameless = await roll_back(admin, break_glass=True)
         unknown = await admin.post("/api/routes/nothing/rollback", json=GLASS)
         never_stable = await roll_back(admin, **GLASS, to="support@7")
@@ -409,7 +411,7 @@ async def test_a_move_that_is_made_later_is_not_undone_by_the_settled_journal(
     stack: Stack, admin: httpx.AsyncClient
 ) -> None:
     await promoted(stack, admin, 1, 2)
-    with locked(stack):
+    async with locked(stack):
         assert (await roll_back(admin, **GLASS)).status_code == 200
     await told(stack)
 
@@ -424,7 +426,7 @@ async def test_a_move_that_is_made_later_is_not_undone_by_the_settled_journal(
 async def test_of_many_at_once_one_is_journalled(stack: Stack, admin: httpx.AsyncClient) -> None:
     await promoted(stack, admin, 1, 2, 3)
 
-    with gone(stack):
+    async with gone(stack):
         answers = await asyncio.gather(*(roll_back(admin, **GLASS) for _ in range(10)))
 
     assert {answer.json()["moved_to"] for answer in answers} == {"support@2"}
@@ -457,7 +459,7 @@ async def test_the_command_line_says_how_to_go_on_without_the_database(stack: St
         argv = [sys.executable, "-m", "gateway.cli", "rollback", "support", *arguments]
         return subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
-    with gone(stack):
+    async with gone(stack):
         ordinary = await asyncio.to_thread(turnout)
         broken = await asyncio.to_thread(turnout, "--break-glass", "--reason", "nonsense")
     await told(stack)
