@@ -54,7 +54,7 @@ def train(
     shell = session(context)
     argv = [sys.executable, "-m", "trainer.run", preset, "--output", str(output), "--json"]
     argv += [word for value in values for word in ("--set", value)]
-    log = output.with_name(f"{output.name}.log")
+    log = output.with_name(f".{output.name}.trainer.log")  # `NAME.log` is where users put what we say
     log.parent.mkdir(parents=True, exist_ok=True)
     _adopt_orphans()
     with log.open("wb") as errors, _Stop().on_signals() as stop:

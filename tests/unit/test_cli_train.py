@@ -15,6 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 DONE = {"bundle": "out", "digest": "a" * 64, "steps": 4, "tokens": 100, "metrics": {"valid_loss": 0.5}}
+LOG = ".out.trainer.log"
 STEPS = """
 import json, sys
 print("a library says hello")
@@ -47,7 +48,19 @@ def test_shows_steps_and_ends_with_what_to_do_next(tmp_path: Path) -> None:
     assert "step 4 of 4" in out
     assert "turnout publish out" in out
     assert "valid_loss 0.5" in out
-    assert not (tmp_path / "out.log").exists()
+    assert not (tmp_path / LOG).exists()
+
+
+@pytest.mark.parametrize("script", [SUCCEEDS, CRASHES, REFUSES])
+def test_what_lies_beside_the_bundle_is_the_users(tmp_path: Path, script: str) -> None:
+    """`turnout train ... > out.log` is what people type."""
+    mine = {name: f"my {name}" for name in ("out.log", "out.txt", "out.json", "trainer.log")}
+    for name, text in mine.items():
+        (tmp_path / name).write_text(text)
+
+    start(tmp_path, script).communicate(timeout=60)
+
+    assert {name: (tmp_path / name).read_text() for name in mine} == mine
 
 
 def test_json_is_one_document(tmp_path: Path) -> None:
@@ -63,7 +76,7 @@ def test_a_crash_shows_the_end_of_the_log(tmp_path: Path) -> None:
     assert process.returncode == 1
     assert "CUDA is on fire" in err
     assert "(training_failed)" in err
-    assert (tmp_path / "out.log").is_file()
+    assert (tmp_path / LOG).is_file()
 
 
 def test_a_wrong_config_is_wrong_usage(tmp_path: Path) -> None:
@@ -125,7 +138,7 @@ def test_a_signal_lets_the_trainer_end_its_operation_and_hears_its_last_word(
     assert "goes on from the last complete checkpoint" in err
     assert process.returncode == 130
     assert not trainer.is_running()
-    assert (tmp_path / "out.log").read_text() == ""
+    assert (tmp_path / LOG).read_text() == ""
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
