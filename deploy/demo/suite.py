@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from .data import Answer, DemoData
+from .data import MAX_TOKENS, Answer, DemoData
 
 NAME = "support-emails"
 TARGET = "emails"
@@ -49,7 +49,7 @@ def _suite(general: list[dict[str, Any]]) -> dict[str, Any]:
         "data": "held_out.jsonl",
         "metric": METRIC,
         "required_keys": list(Answer.model_fields),
-        "max_tokens": 64,
+        "max_tokens": MAX_TOKENS,
         "few_shot": {"data": "examples.jsonl", "k": 4, "seed": 0},
         "gates": {
             "base": {"min_gain": 0.0, "items": BASELINE_ITEMS},

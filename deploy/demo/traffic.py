@@ -16,11 +16,11 @@ from openai import OpenAI, OpenAIError
 from openai.types.chat.chat_completion import Choice
 from rich.table import Table
 
+from .data import MAX_TOKENS
 from .speaker import KnownAnswers, Spoken
 
-KEYS = frozenset({"intent", "order_id", "product", "urgency"})
-CLIENTS = 4
-MAX_TOKENS = 64
+KEYS = frozenset({"intent", "order", "product", "urgency"})
+CLIENTS = 8
 TOP_LOGPROBS = 8  # of each token, by which the demo knows who answered
 TIMEOUT_S = 600.0  # as long as the gateway itself gives a request: against hanging, not against a slow machine
 

@@ -27,7 +27,7 @@ from deploy.demo.traffic import (
 )
 from evals.config import load_suite, suite_file
 
-RIGHT = {"intent": "track", "order_id": "AB-12345", "product": "oak lamp", "urgency": "low"}
+RIGHT = {"intent": "track", "order": "AB-123", "product": "oak lamp", "urgency": "low"}
 EMAIL = Email(0, ({"role": "user", "content": "Where is it?"},), RIGHT)
 OLD, NEW = "support@2", "support@1"
 ROOT = Path(__file__).resolve().parents[2]
