@@ -1,6 +1,8 @@
-"""Names of adapter versions: what people call one, and what engines call it."""
+"""Names: what one may look like, what people call an adapter version, and what engines call it. Pure."""
 
 from __future__ import annotations
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,47}$"  # of bases, adapters and routes: they share one namespace
 
 
 def version_name(adapter: str, version: int) -> str:

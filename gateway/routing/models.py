@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, Field
 
 from ..errors import Invalid, quoted
-from ..settings import NAME_PATTERN
+from ..names import NAME_PATTERN
 
 _PIN = re.compile(r"^(?P<adapter>[a-z0-9][a-z0-9-]{0,47})@(?P<version>[1-9][0-9]{0,8})$")
 
