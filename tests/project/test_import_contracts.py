@@ -70,7 +70,7 @@ SABOTAGE = {
         Plant("evals.job", "gateway.client"),
         Plant("deploy.demo.report", "gateway.registry.manifest", FOR_TYPES),
     ),
-    "What trainer, evals and deploy see of the gateway brings in no database, no web server and no settings": (
+    "What they see of the gateway brings in no database, web server or settings": (
         Plant("gateway.registry.manifest", "sqlalchemy", IN_A_FUNCTION),
         Plant("gateway.jobs.workdir", "gateway.settings"),
         Plant("gateway.client_models", "fastapi"),
