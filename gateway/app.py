@@ -48,8 +48,9 @@ from .retention.service import Retention
 from .rollouts.break_glass import BreakGlass
 from .rollouts.journal import Journal
 from .rollouts.promotion import Promotions
+from .routing.snapshot import Snapshot, SnapshotBase
 from .routing.store import create_route_for
-from .routing.table import RoutingTable, Snapshot, SnapshotBase
+from .routing.table import RoutingTable
 from .server import GatewayServer
 from .settings import Settings, load_settings
 

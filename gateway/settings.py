@@ -13,8 +13,8 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 
 from .errors import Invalid
+from .names import NAME_PATTERN
 
-NAME_PATTERN = r"^[a-z0-9][a-z0-9-]{0,47}$"
 MAX_SOCKET_PATH_BYTES = 100  # the kernel's limit is 108 with the closing NUL
 
 

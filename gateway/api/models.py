@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from ..errors import NotFound
 from ..keys import Principal
 from ..proxy.resolution import may_pin
-from ..routing.table import Snapshot
+from ..routing.snapshot import Snapshot
 from .declared import DeclaredRoute
 from .dependencies import Caller, RoutingService
 

@@ -17,8 +17,11 @@ from typing import Literal, assert_never
 
 from ..registry.models import ReplicaState
 from ..settings import EngineSettings
-from .pulse import PATIENCE_WITH_WORK, Health
 
+Health = Literal["unknown", "healthy", "dead", "silent"]
+
+# An engine that computes gets this many times the patience that a silent one gets.
+PATIENCE_WITH_WORK = 30
 MAX_BACKOFF_S = 60.0
 
 

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Literal
 
 from ..errors import GatewayError
 from ..settings import EngineSettings
 from .admin import EngineAdmin, EngineUnreachable
+from .lifecycle import PATIENCE_WITH_WORK, Health
 from .models import ReplicaUsage
 
-Health = Literal["unknown", "healthy", "dead", "silent"]
-
-# An engine that computes gets this many times the patience that a silent one gets.
-PATIENCE_WITH_WORK = 30
 # Share of the time in which the processes held a core or waited for one, so that other load on the machine changes
 # nothing. A server whose core hangs still answers our questions, with far less. Where a kernel does not tell who waits,
 # a computing engine on a crowded machine may have had little.

@@ -18,9 +18,9 @@ import structlog
 from ..database import Database, now
 from ..errors import NotFound, Refused
 from ..keys import ApiKey, Keys
+from ..names import parse_pin
 from ..registry.models import AdapterVersion
 from ..registry.service import Registry
-from ..routing.models import parse_pin
 from ..settings import Settings
 from .allocator import ALLOCATOR
 from .local import Jobs

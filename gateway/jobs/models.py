@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field
 
-from ..settings import NAME_PATTERN
+from ..names import NAME_PATTERN
 
 
 class JobKind(StrEnum):

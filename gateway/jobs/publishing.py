@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 
 from ..database import Database
 from ..errors import Conflict, GatewayError, Refused, StorageFull, Unavailable
+from ..names import parse_pin
 from ..registry.models import AdapterVersion
 from ..registry.service import Registry
-from ..routing.models import parse_pin
 from ..settings import Settings
 from .endings import Endings
 from .launch import attempt_directory

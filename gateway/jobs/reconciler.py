@@ -17,10 +17,10 @@ from ..database import Database, new_id, now
 from ..datasets.store import FileStore
 from ..errors import GatewayError, Refused, StorageFull, Unavailable
 from ..keys import Keys
+from ..names import parse_pin
 from ..processes import ProcessTable
 from ..registry.models import AdapterVersion, VersionState
 from ..registry.service import Registry
-from ..routing.models import parse_pin
 from ..settings import Settings
 from .endings import Endings
 from .file_check import FileCheck

@@ -16,10 +16,10 @@ from ..database import Database, new_id, now, record_audit
 from ..datasets.store import FileStore
 from ..errors import Conflict, Invalid, NotFound
 from ..keys import Principal
+from ..names import NAME_PATTERN, parse_pin
 from ..registry.models import AdapterVersion, VersionState
 from ..registry.service import Registry
-from ..routing.models import parse_pin
-from ..settings import NAME_PATTERN, Settings
+from ..settings import Settings
 from .models import EvaluationSpec, FineTuningSpec, Job, JobEvent, JobKind, JobSpec, JobState
 from .state_machine import first_state
 from .store import JobStore

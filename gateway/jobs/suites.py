@@ -17,7 +17,8 @@ from typing import BinaryIO, Literal
 from pydantic import BaseModel, Field
 
 from ..errors import Conflict, Invalid, NotFound, Refused, TooLarge
-from ..settings import NAME_PATTERN, Settings
+from ..names import NAME_PATTERN
+from ..settings import Settings
 
 SUITE_FILE = "suite.yaml"
 MAX_FILES = 1_000

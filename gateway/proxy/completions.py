@@ -18,7 +18,8 @@ import structlog
 from ..engine.client import MAX_REFUSAL_BYTES, EngineAnswer, EngineClient, EngineClients, EngineUnreachable
 from ..errors import GatewayError, Invalid, Unavailable, UpstreamFailed
 from ..metrics import Metrics
-from ..routing.table import RoutingTable, SnapshotReplica
+from ..routing.snapshot import SnapshotReplica
+from ..routing.table import RoutingTable
 from .answers import StreamRewriter, engine_error, rewrite_whole
 from .asgi import ClientGone, Headers, Receive, Scope, Send, header, late
 from .bodies import Bodies

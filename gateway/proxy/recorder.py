@@ -19,7 +19,7 @@ from .. import tables
 from ..database import Database, now
 from ..errors import GatewayError
 from ..metrics import Metrics
-from ..routing.models import parse_pin
+from ..names import parse_pin
 
 log = structlog.get_logger(__name__)
 

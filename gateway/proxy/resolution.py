@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from ..errors import Conflict, Forbidden, NotFound, Unavailable
 from ..keys import Principal
+from ..names import parse_pin
 from ..routing.assignment import assign
-from ..routing.models import parse_pin
-from ..routing.table import Snapshot, SnapshotReplica, SnapshotRoute, SnapshotVersion
+from ..routing.snapshot import Snapshot, SnapshotReplica, SnapshotRoute, SnapshotVersion
 from .fields import unknown_model
 
 ALIASES = ("stable", "previous", "candidate")

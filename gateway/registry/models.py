@@ -8,8 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 
-from ..names import engine_name, version_name
-from ..settings import NAME_PATTERN
+from ..names import NAME_PATTERN, engine_name, version_name
 
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 

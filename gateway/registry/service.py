@@ -15,7 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from ..database import Database, bump_revision, new_id, now, record_audit
 from ..errors import Conflict, Invalid, NotFound, Refused
-from ..settings import NAME_PATTERN, Settings
+from ..names import NAME_PATTERN
+from ..settings import Settings
 from . import store
 from .artifacts import Artifacts
 from .base_family import BaseFamily

@@ -23,8 +23,9 @@ from ..errors import GatewayError, Invalid, NotFound, StorageFull, Unavailable
 from ..keys import Principal
 from ..routing.models import Route, Variant
 from ..routing.overlay import overlaid
+from ..routing.snapshot import Snapshot, SnapshotRoute
 from ..routing.store import route_moved
-from ..routing.table import RoutingTable, Snapshot, SnapshotRoute
+from ..routing.table import RoutingTable
 from .calls import Call, stated
 from .carry import carry
 from .conditions import would_strand

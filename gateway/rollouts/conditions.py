@@ -14,9 +14,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..errors import Conflict, Invalid, Refused
 from ..lease import FRESH_WITHIN_S, residency_is_fresh, seconds_silent
-from ..names import engine_name, version_name
+from ..names import engine_name, parse_pin, version_name
 from ..registry.models import ReplicaState, ResidencyState, VersionState
-from ..routing.models import Route, Variant, parse_pin
+from ..routing.models import Route, Variant
 from .pointers import Past
 
 

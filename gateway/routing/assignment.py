@@ -1,4 +1,4 @@
-"""Sticky assignment: the same key gets the same arm, on every gateway, for as long as the weights stand."""
+"""Sticky assignment: the same key gets the same arm, on every gateway, for as long as the weights stand. Pure."""
 
 from __future__ import annotations
 

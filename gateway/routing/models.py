@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Literal, Protocol
@@ -10,9 +9,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, Field
 
 from ..errors import Invalid, quoted
-from ..settings import NAME_PATTERN
-
-_PIN = re.compile(r"^(?P<adapter>[a-z0-9][a-z0-9-]{0,47})@(?P<version>[1-9][0-9]{0,8})$")
+from ..names import NAME_PATTERN
 
 
 class Variant(BaseModel, frozen=True):
@@ -83,12 +80,6 @@ class Route(BaseModel, frozen=True):
         """What the audit log keeps of it."""
         kept = {"revision", "stable", "previous", "candidate", "variants", "trial", "gates"}
         return self.model_dump(mode="json", include=kept)
-
-
-def parse_pin(target: str) -> tuple[str, int] | None:
-    """`support@3` as ("support", 3); None for a base model's name."""
-    found = _PIN.match(target)
-    return (found["adapter"], int(found["version"])) if found else None
 
 
 class Weighted(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .table import Snapshot, SnapshotRoute, SnapshotVersion
+from .snapshot import Snapshot, SnapshotRoute, SnapshotVersion
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -28,107 +28,13 @@ from ..lease import lease_until
 from ..names import engine_name, version_name
 from ..processes import look_at
 from .models import Trial
+from .snapshot import Snapshot, SnapshotBase, SnapshotKey, SnapshotReplica, SnapshotRoute, SnapshotVersion
 
 log = structlog.get_logger(__name__)
 
 POLL_INTERVAL_S = 0.1
 MAX_SNAPSHOT_BYTES = 64 * 2**20
 MAX_SAVE_PAUSE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotBase:
-    """The served base model."""
-
-    name: str
-    digest: str
-    vocab_size: int
-    max_model_len: int
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotVersion:
-    """One adapter version, as far as requests care."""
-
-    name: str
-    adapter: str
-    version: int
-    digest: str
-    engine_name: str
-    state: str
-    project_id: str
-    owners: frozenset[str]
-    is_promoted: bool
-    is_rolled_back: bool
-    created_at: datetime
-    is_retired: bool = False
-    base_model: str = ""  # of a table that an earlier release saved
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotRoute:
-    """One route, as far as requests care."""
-
-    name: str
-    revision: int
-    salt: str
-    stable: str
-    previous: str
-    candidate: str | None
-    variants: tuple[tuple[str, int], ...]
-    project_id: str
-    updated_at: datetime
-    trial: Trial | None = None
-    last_action: str = ""  # by which traffic came to be where it is
-    gates: tuple[str, ...] = ()
-
-    @property
-    def tried(self) -> tuple[str, ...]:
-        """Arms that a rollback would take back."""
-        return self.trial.arms if self.trial is not None else ()
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotReplica:
-    """One engine replica and the adapters that are READY on it."""
-
-    id: str
-    socket: str
-    epoch: str
-    state: str
-    ready: frozenset[str]
-
-
-@dataclass(frozen=True, slots=True)
-class SnapshotKey:
-    """A live API key."""
-
-    id: str
-    name: str
-    project_id: str
-    scopes: frozenset[str]
-    expires_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Everything a request is decided on, as of one revision."""
-
-    revision: int
-    bases: dict[str, SnapshotBase] = field(default_factory=dict)
-    routes: dict[str, SnapshotRoute] = field(default_factory=dict)
-    versions: dict[str, SnapshotVersion] = field(default_factory=dict)
-    replicas: tuple[SnapshotReplica, ...] = ()
-    keys: dict[str, SnapshotKey] = field(default_factory=dict)
-
-    def serving(self, engine_name: str | None) -> list[SnapshotReplica]:
-        """Replicas that may answer now with this adapter; None asks for the base model."""
-        return [
-            replica
-            for replica in self.replicas
-            if replica.state == "ready" and (engine_name is None or engine_name in replica.ready)
-        ]
-
 
 _FORMAT = TypeAdapter(Snapshot)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gateway.errors import Conflict, Forbidden, GatewayError, NotFound, Unavailable
 from gateway.keys import Principal
 from gateway.proxy.resolution import Answering, resolve
-from gateway.routing.table import Snapshot, SnapshotBase, SnapshotReplica, SnapshotRoute, SnapshotVersion
+from gateway.routing.snapshot import Snapshot, SnapshotBase, SnapshotReplica, SnapshotRoute, SnapshotVersion
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 PROJECT = "proj_default"

@@ -13,7 +13,7 @@ from gateway.rollouts.journal import Pointing, Rollback
 from gateway.rollouts.pointers import Move, Past, Pointers, roll_back
 from gateway.rollouts.settlement import settle
 from gateway.routing.overlay import overlaid
-from gateway.routing.table import Snapshot, SnapshotRoute, SnapshotVersion
+from gateway.routing.snapshot import Snapshot, SnapshotRoute, SnapshotVersion
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 

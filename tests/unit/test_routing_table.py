@@ -13,18 +13,15 @@ import pytest
 
 from gateway.database import Database
 from gateway.routing import table
-from gateway.routing.table import (
-    RoutingTable,
+from gateway.routing.snapshot import (
     Snapshot,
     SnapshotBase,
     SnapshotKey,
     SnapshotReplica,
     SnapshotRoute,
     SnapshotVersion,
-    is_expired,
-    load_saved_snapshot,
-    save_snapshot,
 )
+from gateway.routing.table import RoutingTable, is_expired, load_saved_snapshot, save_snapshot
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 BASE = SnapshotBase("tiny", "b" * 64, 64, 128)

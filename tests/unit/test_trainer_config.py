@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gateway.settings import NAME_PATTERN
+from gateway.names import NAME_PATTERN
 from trainer import config as trainer_config
 from trainer.config import SFTConfig, load_config, parse_config, presets
 from trainer.environment import training_environment
