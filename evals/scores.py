@@ -7,12 +7,13 @@ key, and one whose key disagrees with its name is not believed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import structlog
 from pydantic import BaseModel, Field, ValidationError
+
+from gateway.durable import put
 
 from .errors import FingerprintMismatch
 from .items import digest_of
@@ -115,12 +116,4 @@ class ScoreCache:
         """Replace the file by one rename."""
         path = self.path(scores.target_digest, scores.task_digest, scores.fingerprint)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".{os.getpid()}.tmp")
-        try:
-            with temporary.open("w") as file:
-                file.write(scores.model_dump_json())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        put(path, scores.model_dump_json().encode())

@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
 from .database import DEFAULT_PROJECT, Database, bump_revision, new_id, now, record_audit
+from .durable import fsync, write_new
 from .errors import Conflict, Forbidden, Invalid, NotFound, quoted
 from .settings import Settings
 
@@ -81,17 +82,14 @@ def load_pepper(settings: Settings) -> bytes:
     if not path.exists():
         # A link appears whole or not at all, and of two processes that start together one wins.
         temporary = path.with_name(f"pepper.{os.getpid()}.{secrets.token_hex(4)}")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(_PEPPER_BYTES))
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, secrets.token_bytes(_PEPPER_BYTES), mode=0o600)
         try:
             path.hardlink_to(temporary)
         except FileExistsError:
             pass
         finally:
             temporary.unlink()
+        fsync(path.parent)  # without its pepper no key of the database is good
     pepper = path.read_bytes()
     if len(pepper) != _PEPPER_BYTES:
         raise Invalid(

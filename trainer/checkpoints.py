@@ -7,11 +7,12 @@ written last; a folder without one, or with other files than it lists, is no che
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from gateway.durable import fsync, put
 
 MARKER = "complete.json"
 _FOLDER = re.compile(r"^checkpoint-([0-9]+)$")
@@ -31,16 +32,10 @@ def mark_complete(folder: Path, *, fingerprint: str, elapsed_s: float) -> None:
     sizes = {}
     for path in sorted(folder.iterdir()):
         if path.is_file() and path.name != MARKER:
-            _sync(path)
+            fsync(path)
             sizes[path.name] = path.stat().st_size
-    _sync(folder)
-    temporary = folder / f"{MARKER}.tmp"
-    with temporary.open("w") as file:
-        json.dump({"fingerprint": fingerprint, "elapsed_s": elapsed_s, "files": sizes}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MARKER)
-    _sync(folder)
+    fsync(folder)
+    put(folder / MARKER, json.dumps({"fingerprint": fingerprint, "elapsed_s": elapsed_s, "files": sizes}).encode())
 
 
 def last_complete(directory: Path, *, fingerprint: str) -> Checkpoint | None:
@@ -71,11 +66,3 @@ def _read(path: Path, fingerprint: str) -> Checkpoint | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return Checkpoint(path, int(match[1]), elapsed_s) if whole and same else None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

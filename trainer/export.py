@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import shutil
 import subprocess
 from pathlib import Path
 
+from gateway.durable import fsync, fsync_tree
 from gateway.registry.base_family import BaseFamily
 from gateway.registry.manifest import (
     CONFIG_FILE,
@@ -80,10 +80,9 @@ def _write(bundle: Path, weights: Path, config: bytes, manifest: bytes) -> None:
     shutil.copyfile(weights, temporary / WEIGHTS_FILE)
     (temporary / CONFIG_FILE).write_bytes(config)
     (temporary / MANIFEST_FILE).write_bytes(manifest)
-    for path in temporary.iterdir():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+    fsync_tree(temporary)
     temporary.rename(bundle)
+    fsync(bundle.parent)
 
 
 def _versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import BinaryIO, Literal
 
 from pydantic import BaseModel, Field
 
+from ..durable import fsync, fsync_tree
 from ..errors import Conflict, Invalid, NotFound, Refused, TooLarge
 from ..names import NAME_PATTERN
 from ..settings import Settings
@@ -95,6 +96,7 @@ class Suites:
                 _swap(incoming, final)
             else:
                 incoming.rename(final)
+            fsync(self._registered)
         finally:
             shutil.rmtree(incoming, ignore_errors=True)
         return self._suite(final, "registered")
@@ -130,8 +132,7 @@ def copy_suite(source: Path, target: Path) -> None:
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         with _open_plain(source / name) as descriptor, (target / name).open("xb") as copy:
             shutil.copyfileobj(descriptor, copy)
-            copy.flush()
-            os.fsync(copy.fileno())
+    fsync_tree(target)
 
 
 def _suite_files(root: Path) -> Iterator[tuple[str, os.stat_result]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import orjson
 
-from ..durable import fsync
+from ..durable import put, remove_unfinished
 
 REFERENCE_FILE = "reference.json"
 MAX_REFERENCE_BYTES = 16 * 2**20
@@ -23,15 +23,8 @@ def install_reference(directory: Path, references: Path, digest: str) -> Path:
     if not isinstance(found, dict) or found.get("digest") != digest or not found.get("prompts"):
         raise ValueError(f"left a {REFERENCE_FILE} that is not about {digest[:12]}")
     final = references / f"{digest}.json"
-    for left in references.glob(f".{digest}.*.tmp"):  # of a controller that was killed here; only one acts
-        left.unlink(missing_ok=True)
-    temporary = references / f".{digest}.{os.getpid()}.tmp"
-    with temporary.open("wb") as file:
-        file.write(raw)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(final)
-    fsync(references)
+    remove_unfinished(final)
+    put(final, raw)
     return final
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from ..durable import put
 from .models import JobResult, ProgressLine
 
 
@@ -44,9 +44,4 @@ class WorkDirectory:
     ) -> None:
         """Leave the result, whole or not at all."""
         result = JobResult(token=token, ok=ok, error_code=error_code, error_message=error_message, data=data or {})
-        temporary = self.path / "result.json.tmp"
-        with temporary.open("w") as file:
-            file.write(result.model_dump_json())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / "result.json")
+        put(self.path / "result.json", result.model_dump_json().encode())

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import structlog
 
-from ..durable import fsync
+from ..durable import fsync, put, write_new
 from ..errors import Refused, StorageFull, Unavailable
 from .manifest import (
     CONFIG_FILE,
@@ -119,7 +119,7 @@ class Artifacts:
         bundle = staged / checked.digest
         bundle.mkdir()
         (staged / WEIGHTS_FILE).rename(bundle / WEIGHTS_FILE)
-        write_durably(bundle / CONFIG_FILE, checked.config_bytes)
+        write_new(bundle / CONFIG_FILE, checked.config_bytes)
         for file in (bundle / WEIGHTS_FILE, bundle / CONFIG_FILE):
             file.chmod(0o444)
             fsync(file)
@@ -160,14 +160,7 @@ class Artifacts:
         """Keep a manifest under its digest, durably."""
         digest = manifest_digest(manifest)
         path = self._manifests / f"{digest}.json"
-        temporary = path.with_name(f".{digest}.{secrets.token_hex(8)}")
-        try:
-            write_durably(temporary, manifest_bytes(manifest))
-            temporary.chmod(0o444)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        fsync(self._manifests)
+        put(path, manifest_bytes(manifest), mode=0o444)
         return digest
 
     def manifest(self, digest: str) -> Manifest:
@@ -236,14 +229,6 @@ class Artifacts:
                     os.close(weights)
         except Refused:
             return None
-
-
-def write_durably(path: Path, content: bytes) -> None:
-    """Write a new file and force it to the disk."""
-    with path.open("xb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _copy(folder: int, name: str, target: Path, *, max_bytes: int) -> None:

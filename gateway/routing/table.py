@@ -7,7 +7,6 @@ also kept on disk, whole and private, so that a gateway can start without its da
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,11 +21,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
 from ..database import Database, now, read_revision
-from ..durable import fsync
+from ..durable import put, remove_unfinished
 from ..errors import GatewayError
 from ..lease import lease_until
 from ..names import engine_name, version_name
-from ..processes import look_at
 from .models import Trial
 from .snapshot import Snapshot, SnapshotBase, SnapshotKey, SnapshotReplica, SnapshotRoute, SnapshotVersion
 
@@ -253,28 +251,13 @@ def save_snapshot(snapshot: Snapshot, path: Path) -> None:
     content = _FORMAT.dump_json(snapshot)
     if len(content) > MAX_SNAPSHOT_BYTES:
         raise ValueError(f"the snapshot has {len(content)} bytes, more than {MAX_SNAPSHOT_BYTES}")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    fsync(path.parent)
-    _remove_unfinished(path)
+    put(path, content, mode=0o600)
+    remove_unfinished(path)
 
 
 def save_pause_s(failures: int) -> float:
     """Pause after a failed save that came after so many."""
     return min(MAX_SAVE_PAUSE_S, 0.5 * 2.0 ** min(failures, 16))
-
-
-def _remove_unfinished(path: Path) -> None:
-    """What gateways that were killed while they wrote have left."""
-    for left in path.parent.glob(f"{path.name}.*.tmp"):
-        pid = left.name.removeprefix(f"{path.name}.").removesuffix(".tmp")
-        if pid.isdigit() and look_at(int(pid)) is None:
-            left.unlink(missing_ok=True)
 
 
 def load_saved_snapshot(path: Path) -> Snapshot:

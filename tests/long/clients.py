@@ -257,5 +257,5 @@ class Clients:
 
 def temporary_files(settings: Settings) -> list[Path]:
     """What only lives while something is being written."""
-    patterns = ("artifacts/.staging/*", "*.tmp", "references/.*", "turnout.db-journal.*")
+    patterns = ("artifacts/.staging/*", "*.tmp", "references/*.tmp", "manifests/*.tmp", "turnout.db-journal.*")
     return [path for pattern in patterns for path in settings.home.glob(pattern)]

@@ -113,7 +113,9 @@ async def test_what_is_lost_or_left_would_be_seen(served: Served) -> None:
 
 
 @pytest.mark.mutant(10)
-@pytest.mark.parametrize("left", ["artifacts/.staging/left", "snapshot.json.4711.tmp", "references/.abc.4711.tmp"])
+@pytest.mark.parametrize(
+    "left", ["artifacts/.staging/left", "snapshot.json.4711.tmp", "references/abc.json.4711-ab.tmp"]
+)
 async def test_what_is_half_written_would_be_seen(served: Served, monkeypatch: pytest.MonkeyPatch, left: str) -> None:
     monkeypatch.setattr(module, "SWEPT_WITHIN_S", 0.3)
     clients = Clients(served, random.Random(SEED))

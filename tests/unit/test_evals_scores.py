@@ -77,7 +77,7 @@ def test_a_save_that_dies_leaves_the_old_file(tmp_path: Path, monkeypatch: pytes
     def dies(_: int) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("evals.scores.os.fsync", dies)
+    monkeypatch.setattr("os.fsync", dies)
     with pytest.raises(OSError, match="no space"):
         cache.save(a_set(one="yes", two="no"))
 

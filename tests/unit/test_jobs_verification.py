@@ -22,7 +22,7 @@ def a_reference(directory: Path, **fields: object) -> Path:
 def test_what_a_killed_controller_left_half_written_is_removed(tmp_path: Path) -> None:
     references = tmp_path / "references"
     references.mkdir()
-    (references / f".{DIGEST}.4711.tmp").write_text("{")
+    (references / f"{DIGEST}.json.999999999-ab.tmp").write_text("{")
 
     installed = install_reference(a_reference(tmp_path / "job"), references, DIGEST)
 
