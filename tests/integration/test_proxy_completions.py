@@ -10,8 +10,10 @@ from typing import Any
 
 import openai
 import pytest
+from sqlalchemy import update
 
 from gateway import tables
+from gateway.database import bump_revision
 from gateway.keys import Keys, load_pepper
 from gateway.proxy import answers
 from tests.fakes.answers import answer_text
@@ -336,6 +338,20 @@ async def test_a_pin_that_is_not_loaded_is_answered_503_and_causes_no_load(stack
     assert response.headers["retry-after"] == "1"
     assert stack.engine.asked == []
     assert stack.engine.calls == []
+
+
+async def test_a_version_that_is_being_probed_answers_nobody(stack: Stack) -> None:
+    await stack.add_version(is_promoted=True)
+    async with stack.database.write() as connection:
+        await connection.execute(update(tables.residency).values(state="probing"))
+        await bump_revision(connection)
+    await stack.see()
+
+    async with stack.client("inference") as client:
+        response = await client.post("/v1/chat/completions", json=chat_body(model="support@1"))
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "version_not_loaded")
+    assert stack.engine.asked == []
 
 
 async def test_an_engine_that_lost_an_adapter_answers_503_not_404(stack: Stack) -> None:
