@@ -54,9 +54,7 @@ async def ending(tmp_path: Path) -> AsyncIterator[Ending]:
         launcher = Launcher(
             world.database, world.settings, world.store, world.registry, world.keys, world.suites, driver
         )
-        yield Ending(
-            world, driver, launcher, Endings(world.database, world.settings, world.store, launcher, driver)
-        )
+        yield Ending(world, driver, launcher, Endings(world.database, world.settings, world.store, launcher, driver))
 
 
 def damage(world: World, version: AdapterVersion) -> None:

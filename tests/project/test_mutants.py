@@ -56,7 +56,9 @@ def test_the_list_is_long_and_little_of_it_is_excused() -> None:
 def tree(tmp_path: Path) -> Path:
     """A product of one line with a test that looks at half of it."""
     (tmp_path / "gateway").mkdir()
-    (tmp_path / "gateway" / "door.py").write_text("def may(key: str, host: str) -> bool:\n    return key == 'k' and host == 'h'\n")
+    (tmp_path / "gateway" / "door.py").write_text(
+        "def may(key: str, host: str) -> bool:\n    return key == 'k' and host == 'h'\n"
+    )
     (tmp_path / "tests").mkdir()
     test = "from gateway.door import may\n\n\ndef test_a_key_is_needed():\n    assert not may('', 'h')\n"
     (tmp_path / "tests" / "test_door.py").write_text(test)
@@ -65,9 +67,7 @@ def tree(tmp_path: Path) -> Path:
 
 
 def a_fault(old: str, new: str) -> Fault:
-    return Fault(
-        name="planted", harm="none", file="gateway/door.py", old=old, new=new, tests=("tests/test_door.py",)
-    )
+    return Fault(name="planted", harm="none", file="gateway/door.py", old=old, new=new, tests=("tests/test_door.py",))
 
 
 @pytest.mark.parametrize(

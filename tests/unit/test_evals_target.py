@@ -88,9 +88,7 @@ def test_what_is_no_better_than_base_does_not_pass(tmp_path: Path) -> None:
 
 
 def test_with_nothing_to_compare_with_nothing_passes(tmp_path: Path) -> None:
-    report = judged(
-        tmp_path, Answering(support2=100), TargetGates(stable=Regression(max_drop=0.05)), stable=CANDIDATE
-    )
+    report = judged(tmp_path, Answering(support2=100), TargetGates(stable=Regression(max_drop=0.05)), stable=CANDIDATE)
 
     assert report.verdict is Verdict.INCONCLUSIVE
     assert "nothing to compare with" in report.reason
