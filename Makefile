@@ -10,7 +10,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install base-model demo test test-long fronts check format bench bench-rollouts lock clean
+.PHONY: help install base-model demo test test-long mutants fronts check format bench bench-rollouts lock clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' Makefile | sed 's/:.*## /\t/' | expand -t 16
@@ -41,8 +41,12 @@ test: $(VENV)/.installed $(BASE_MODEL)/.complete ## All tests, one real vLLM inc
 
 AREA :=
 SEEDS :=
-test-long: $(VENV)/.installed $(BASE_MODEL)/.complete $(if $(filter-out framing,$(AREA)),,fronts) ## Longer proofs; AREA=framing, rollouts, residency, kills, soak or engine: one part; SEEDS=n: simulations of n seeds
+test-long: $(VENV)/.installed $(BASE_MODEL)/.complete $(if $(filter-out framing,$(AREA)),,fronts) ## Longer proofs; AREA=framing, rollouts, residency, kills, soak, mutants or engine: one part; SEEDS=n: simulations of n seeds
 	@files=$$($(BIN)/python -m tests.long.areas "$(AREA)") && TURNOUT_SIMULATION_SEEDS="$(SEEDS)" $(BIN)/python -m pytest -m long $$files
+
+ONLY :=
+mutants: $(VENV)/.installed ## Plant faults in guards, in a copy, and see whether tests notice; ONLY=name: one
+	@$(BIN)/python -m tests.mutants.run $(if $(ONLY),--only $(ONLY),)
 
 fronts: ## Install haproxy and nginx, which some long tests put before the gateway; without root these are skipped
 	@bash tests/framing/install_fronts.sh

@@ -9,15 +9,17 @@ from itertools import repeat
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import insert, select, update
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, Database
+from gateway.database import DEFAULT_PROJECT, Database, now
 from gateway.engine import reconciler as module
 from gateway.engine.admin import EngineAdmin
+from gateway.engine.models import Wanted
 from gateway.engine.probe import Prober
-from gateway.engine.reconciler import MAX_UNREADABLE, Converger, LoadLedger, Session
-from gateway.errors import Unavailable
+from gateway.engine.reconciler import MAX_UNREADABLE, Converger, LoadLedger, Session, StaleEpoch
+from gateway.errors import Conflict, Unavailable
+from gateway.registry.manifest import WEIGHTS_FILE
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.registry.service import Registry
 from gateway.settings import Settings
@@ -132,3 +134,63 @@ async def test_it_is_loaded_when_the_disk_answers_again(replica: Replica, monkey
     await replica.converge()
 
     assert await replica.states() == {silent.engine_name: "ready"}
+
+
+# ---- What must hold at the moment of a load
+
+
+async def test_files_are_hashed_before_a_load_and_damaged_ones_reach_no_engine(replica: Replica) -> None:
+    damaged, whole = await replica.verified(1), await replica.verified(2)
+    weights = replica.registry.directory(damaged) / WEIGHTS_FILE
+    weights.chmod(0o644)
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+
+    await replica.converge()
+
+    assert await replica.states() == {damaged.engine_name: "refused", whole.engine_name: "ready"}
+    assert set(replica.engine.adapters) == {whole.engine_name}
+
+
+async def test_a_reference_of_other_weights_is_compared_with_nothing(replica: Replica) -> None:
+    one, other = await replica.verified(1), await replica.verified(2)
+    references = replica.settings.references_dir
+    (references / f"{one.digest}.json").write_bytes((references / f"{other.digest}.json").read_bytes())
+
+    await replica.converge()
+
+    assert await replica.states() == {one.engine_name: "refused", other.engine_name: "ready"}
+    assert set(replica.engine.adapters) == {other.engine_name}
+
+
+async def test_what_was_seen_of_an_engine_that_is_gone_marks_nothing_of_its_successor(replica: Replica) -> None:
+    await replica.verified(1)
+    async with replica.database.write() as connection:
+        await connection.execute(update(tables.replicas).values(epoch="its successor"))
+
+    with pytest.raises(StaleEpoch):
+        await replica.converge()
+
+    assert await replica.states() == {}
+    assert replica.engine.adapters == {}
+
+
+@pytest.mark.parametrize("fate", [{"state": "quarantined"}, {"retired_at": now()}])
+async def test_what_was_condemned_or_retired_a_moment_ago_is_not_loaded(
+    replica: Replica, monkeypatch: pytest.MonkeyPatch, fate: dict[str, object]
+) -> None:
+    """Between the look that wanted it and the load lies the hashing of its files."""
+    await replica.verified(1)
+    real = Converger._load
+
+    async def overtaken(self: Converger, session: Session, one: Wanted) -> None:
+        async with replica.database.write() as connection:
+            await connection.execute(update(tables.adapter_versions).values(**fate))
+        await real(self, session, one)
+
+    monkeypatch.setattr(Converger, "_load", overtaken)
+
+    with pytest.raises(Conflict) as caught:
+        await replica.converge()
+
+    assert caught.value.code == "not_servable"
+    assert replica.engine.adapters == {}

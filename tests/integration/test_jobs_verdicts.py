@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -17,7 +17,8 @@ from gateway.database import DEFAULT_PROJECT, now
 from gateway.jobs import verdicts
 from gateway.jobs.models import EvaluationSpec, Job, JobKind, JobState
 from gateway.jobs.verdicts import NewVerdict, StoredVerdict, Verdict, store_verdict, verdict_rows
-from tests.jobs_world import World, a_world
+from gateway.routing.store import create_route_for
+from tests.jobs_world import PRINCIPAL, World, a_world, run_to_end
 
 DIGEST = "a" * 64
 
@@ -91,6 +92,45 @@ async def test_another_projects_verdict_on_the_same_weights_is_its_own(world: Wo
 
     [shown] = await verdict_rows(world.database, DIGEST, project_id="proj_other")
     assert shown.verdict is Verdict.PASSED
+
+
+async def test_another_projects_evaluation_of_the_same_weights_answers_nobody_here(world: World) -> None:
+    version = await world.published()
+    suite = world.suites.find("emails")
+    async with world.database.write() as connection:
+        row = {
+            "id": "verdict-theirs", "project_id": "proj_other", "created_at": now(), "created_by": "key:stranger",
+            "digest": version.digest, "suite": suite.name, "suite_digest": suite.digest, "fingerprint": "f",
+            "baseline": world.base.digest, "verdict": "passed", "reason": "theirs", "job_id": "evaljob-theirs", "looks": 1,
+        }  # fmt: skip
+        await connection.execute(insert(tables.verdicts).values(**row))
+
+    job, created = await world.service.create_evaluation("support@1", "emails", principal=PRINCIPAL)
+
+    assert created
+    assert job.state is JobState.QUEUED
+
+
+async def stable_is(world: World, name: str) -> None:
+    """The route `support`, with this stable."""
+    first = await world.registry.version("support@1")
+    async with world.database.write() as connection:
+        await create_route_for(connection, first)
+        await connection.execute(update(tables.routes).values(stable=name))
+
+
+async def test_a_version_is_held_against_the_version_that_is_stable(world: World) -> None:
+    stable, version = await world.published(seed=1), await world.published(seed=2)
+    await stable_is(world, stable.name)
+    job, _ = await world.service.create_evaluation(version.name, "emails", principal=PRINCIPAL)
+
+    await run_to_end(world, world.reconciler(), job)
+
+    spec = world.seen(job)["spec"]
+    assert (spec["stable"], spec["stable_digest"]) == (stable.name, stable.digest)
+    assert spec["stable_adapter_dir"] == str(world.registry.directory(stable))
+    [verdict] = await world.rows(tables.verdicts)
+    assert (verdict["digest"], verdict["baseline"]) == (version.digest, stable.digest)
 
 
 async def test_a_second_verdict_of_one_project_is_refused_by_the_database(world: World) -> None:

@@ -10,8 +10,11 @@ from typing import Any
 
 import openai
 import pytest
+from sqlalchemy import update
 
 from gateway import tables
+from gateway.database import bump_revision
+from gateway.keys import Keys, load_pepper
 from gateway.proxy import answers
 from tests.fakes.answers import answer_text
 from tests.fakes.stack import BASE, Stack, chat_body, events_of, until
@@ -187,7 +190,26 @@ async def test_a_stream_without_usage_asked_for_is_counted_all_the_same(stack: S
     assert stack.engine.asked[0].body["stream_options"] == {"include_usage": True}
 
 
+async def a_neighbour(stack: Stack) -> None:
+    """A key of another project."""
+    keys = Keys(stack.database, load_pepper(stack.settings))
+    _, stack.keys["neighbour"] = await keys.create("neighbour", ["inference"], actor="test", project_id="proj_other")
+    await stack.see()
+
+
 # ---- What the engine gets
+
+
+async def test_what_two_projects_ask_shares_no_cache(stack: Stack) -> None:
+    await a_neighbour(stack)
+
+    for key in ("inference", "neighbour", "inference"):
+        async with stack.client(key) as client:
+            assert (await client.post("/v1/chat/completions", json=chat_body("the same"))).status_code == 200
+
+    ours, theirs, again = (asked.body["cache_salt"] for asked in stack.engine.asked)
+    assert ours == again
+    assert ours != theirs
 
 
 async def test_the_engine_gets_a_rebuilt_body_salted_by_project(stack: Stack) -> None:
@@ -318,6 +340,20 @@ async def test_a_pin_that_is_not_loaded_is_answered_503_and_causes_no_load(stack
     assert stack.engine.calls == []
 
 
+async def test_a_version_that_is_being_probed_answers_nobody(stack: Stack) -> None:
+    await stack.add_version(is_promoted=True)
+    async with stack.database.write() as connection:
+        await connection.execute(update(tables.residency).values(state="probing"))
+        await bump_revision(connection)
+    await stack.see()
+
+    async with stack.client("inference") as client:
+        response = await client.post("/v1/chat/completions", json=chat_body(model="support@1"))
+
+    assert (response.status_code, response.json()["error"]["code"]) == (503, "version_not_loaded")
+    assert stack.engine.asked == []
+
+
 async def test_an_engine_that_lost_an_adapter_answers_503_not_404(stack: Stack) -> None:
     version = await stack.add_version(is_promoted=True)
     stack.engine.adapters.pop(version.engine_name)
@@ -392,6 +428,21 @@ async def test_the_header_wins_over_the_identifier_and_that_over_the_user(stack:
     assert units[2] == units[3]
     assert len(set(units)) == 5
     assert all(len(unit) == 64 for unit in units)
+
+
+async def test_the_same_user_of_two_projects_is_two_units(stack: Stack) -> None:
+    await stack.add_version("support", is_promoted=True)
+    await stack.add_version("sales", is_promoted=True, project_id="proj_other")
+    await a_neighbour(stack)
+
+    for key, model in (("inference", "support"), ("neighbour", "sales")):
+        async with stack.client(key) as client:
+            body = chat_body(model=model, user="alice@example.com")
+            assert (await client.post("/v1/chat/completions", json=body)).status_code == 200
+    await stack.gateway.recorder.flush()
+
+    first, second = (row.unit for row in await stack.rows(tables.exposures))
+    assert first != second
 
 
 async def test_exposures_are_written_within_a_second(stack: Stack) -> None:

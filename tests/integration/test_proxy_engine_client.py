@@ -132,6 +132,34 @@ async def test_data_that_nobody_asked_for_ends_the_connection(path: Path) -> Non
     assert (first, second, connections) == ((200, b"ok"), (200, b"ok"), 2)
 
 
+async def connections_for_two(path: Path, first: bytes, *, is_first_read: bool) -> int:
+    """How many connections two requests take, of which the first is answered so."""
+    connections = 0
+
+    async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await answering(first if connections == 1 else OK, OK)(reader, writer)
+
+    async with serving(path, peer) as client:
+        answer = await client.post(PATH, b"{}")
+        if is_first_read:
+            assert await answer.read() == b"ok"
+        answer.release()
+        assert await ask(client) == (200, b"ok")
+    return connections
+
+
+async def test_a_connection_is_used_again_only_after_an_answer_that_was_read_with_nothing_behind_it(path: Path) -> None:
+    half = b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nok"
+
+    assert await connections_for_two(path, OK, is_first_read=True) == 1
+    path.unlink()
+    assert await connections_for_two(path, OK + b"x", is_first_read=True) == 2
+    path.unlink()
+    assert await connections_for_two(path, half, is_first_read=False) == 2
+
+
 async def test_a_connection_that_was_idle_for_long_is_not_used_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

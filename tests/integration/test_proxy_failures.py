@@ -15,6 +15,7 @@ import pytest
 from gateway import tables
 from gateway.proxy.cutting import Timeouts
 from tests.fakes.engine import FakeEngine
+from tests.fakes.raw_engine import RawEngine, chunked
 from tests.fakes.stack import BASE, Stack, chat_body, events_of, first_events, until
 
 SHORT = Timeouts(request_s=0.4, body_s=0.3, slow_client_s=0.4)
@@ -180,6 +181,16 @@ async def test_a_stream_that_stops_without_done_is_an_error(stack: Stack) -> Non
             "/v1/chat/completions", json=chat_body("fake:chunks=20 fake:delay_ms=2 fake:drop_after=5", stream=True)
         )
 
+    assert error_of(response.content)["code"] == "engine_error"
+
+
+async def test_a_stream_that_ends_in_good_order_without_done_is_an_error(stack: Stack) -> None:
+    async with RawEngine(stack.engine.socket.with_name("raw.sock")) as engine, stack.client("inference") as client:
+        await stack.set_replica("replica-1", socket=str(engine.socket), epoch="2")
+        engine.play(lambda asked: chunked(asked.events[:-1]))
+        response = await client.post("/v1/chat/completions", json=chat_body("hello", stream=True))
+
+    assert response.status_code == 200
     assert error_of(response.content)["code"] == "engine_error"
 
 

@@ -75,6 +75,28 @@ async def test_a_published_version_is_on_disk_in_the_database_and_in_the_audit_l
     registry.verify_files(version)
 
 
+@pytest.mark.invariant(1)
+async def test_what_is_published_is_on_the_disk_with_its_names(
+    registry: Registry, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut after the answer takes nothing of it: files and the folders that name them were forced out before."""
+    forced: list[Path] = []
+    force = os.fsync
+
+    def noting(descriptor: int) -> None:
+        forced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        force(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noting)
+    version, _ = await publish(registry, folder)
+
+    inside = {path.name for path in forced if path.parent.name == version.digest and ".staging" in path.parts}
+    assert inside == {CONFIG_FILE, WEIGHTS_FILE}
+    place = registry.directory(version)
+    assert {place, place.parent, settings.artifacts_dir, settings.manifests_dir} <= set(forced)
+    assert any(path.parent == settings.manifests_dir and version.manifest_digest in path.name for path in forced)
+
+
 async def test_publishing_the_same_again_is_the_same_version(
     registry: Registry, database: Database, folder: Path
 ) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from gateway.database import Database
 from gateway.errors import Conflict, GatewayError, Invalid, NotFound, Refused, StorageFull, Unavailable
+from gateway.registry import store
 from gateway.registry.artifacts import Artifacts
 from gateway.registry.base_family import BaseFamily
 from gateway.registry.manifest import CONFIG_FILE, WEIGHTS_FILE
@@ -71,6 +72,33 @@ async def test_a_version_moves_forward_only(registry: Registry, database: Databa
         "version.state",
         "version.state",
     ]
+
+
+@pytest.mark.parametrize("state", [VersionState.RECEIVED, VersionState.REJECTED])
+async def test_a_version_that_was_verified_is_never_judged_anew(
+    registry: Registry, folder: Path, state: VersionState
+) -> None:
+    version, _ = await publish(registry, folder)
+    verified = await registry.set_state(version.id, VersionState.VERIFIED, code=None, reason=None, actor="controller")
+
+    with pytest.raises(Conflict) as caught:
+        await registry.set_state(version.id, state, code="digest_mismatch", reason="damaged", actor="controller")
+
+    assert caught.value.code == "state_final"
+    assert await registry.version(version.name) == verified
+
+
+async def test_a_state_is_saved_only_over_the_one_that_was_read(
+    registry: Registry, database: Database, folder: Path
+) -> None:
+    read, _ = await publish(registry, folder)
+    await registry.set_state(read.id, VersionState.QUARANTINED, code="x", reason=None, actor="controller")
+
+    async with database.write() as connection:
+        moved = await store.update_state(connection, read, state=VersionState.VERIFIED, code=None, reason=None)
+
+    assert not moved
+    assert (await registry.version(read.name)).state is VersionState.QUARANTINED
 
 
 async def test_saying_a_state_twice_is_no_move(registry: Registry, database: Database, folder: Path) -> None:

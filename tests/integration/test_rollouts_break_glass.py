@@ -19,6 +19,7 @@ import pytest
 
 from gateway import tables
 from gateway.errors import Unavailable
+from gateway.keys import Keys, load_pepper
 from gateway.rollouts import break_glass as module
 from gateway.rollouts.journal import Journal, Rollback, Settled
 from tests.fakes.stack import BASE, Stack, until
@@ -403,6 +404,24 @@ async def test_who_may_not_and_what_is_not_there(stack: Stack, admin: httpx.Asyn
     assert never_stable.status_code == 400
     assert stranger.status_code == 403
     assert code(ordinary) == (503, "database_lost")
+    assert served == "support@2"
+    assert not stack.settings.journal_path.exists()
+
+
+async def test_without_the_database_too_a_route_of_another_project_is_not_found(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    await promoted(stack, admin, 1, 2)
+    keys = Keys(stack.database, load_pepper(stack.settings))
+    _, stack.keys["neighbour"] = await keys.create("neighbour", ["admin"], actor="test", project_id="proj_other")
+    await stack.see()
+
+    with gone(stack):
+        async with stack.client("neighbour") as neighbour:
+            refused = await roll_back(neighbour, **GLASS)
+        served = await answering(stack)
+
+    assert code(refused) == (404, "route_not_found")
     assert served == "support@2"
     assert not stack.settings.journal_path.exists()
 

@@ -12,11 +12,14 @@ import pytest
 from sqlalchemy import update
 
 from gateway import tables
+from gateway.database import DEFAULT_PROJECT
 from gateway.errors import Conflict, GatewayError
+from gateway.keys import Principal
 from gateway.registry.models import VersionState
 from gateway.rollouts import conditions, promotion
 from gateway.routing import store
 from gateway.routing.models import Route, Variant
+from gateway.turns import Hurry
 from tests.fakes.stack import BASE, Stack, chat_body, until
 from tests.rollouts_world import (
     FORCED,
@@ -84,6 +87,37 @@ async def test_a_verdict_against_an_older_stable_does_not_count(stack: Stack, ad
 
 
 @pytest.mark.invariant(6)
+async def test_a_verdict_against_base_opens_no_gate_against_a_stable_version(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    [stable] = await promoted(stack, admin, 1)
+    version = await stack.add_version("support", 2)
+    await admin.put("/api/routes/support/gates", json={"suites": ["target"]})
+    digest = await current_digest(stack, "target")
+    await stack.add_verdict(version, "target", "passed", suite_digest=digest, baseline=version.base_digest)
+
+    against_base = await promote(admin, "support@2")
+    await stack.add_verdict(
+        version, "target", "passed", suite_digest=digest, baseline=stable.digest, id="verdict-against-stable"
+    )
+
+    assert code(against_base) == (422, "gate_missing")
+    assert (await promote(admin, "support@2")).status_code == 200
+
+
+@pytest.mark.invariant(6)
+async def test_another_projects_verdict_on_the_same_weights_opens_no_gate(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    version = await stack.add_version("support", 1)
+    await admin.put("/api/routes/support/gates", json={"suites": ["target"]})
+    digest = await current_digest(stack, "target")
+    await stack.add_verdict(version, "target", "passed", suite_digest=digest, project_id="proj_other")
+
+    assert code(await promote(admin, "support@1")) == (422, "gate_missing")
+
+
+@pytest.mark.invariant(6)
 @pytest.mark.parametrize("verdict", ["failed", "inconclusive", "error"])
 async def test_only_passed_is_passed(stack: Stack, admin: httpx.AsyncClient, verdict: str) -> None:
     version = await stack.add_version("support", 1)
@@ -145,6 +179,17 @@ async def test_a_version_gets_a_share_only_when_every_ready_engine_has_it(
 
     assert (await admin.put("/api/routes/support/variants", json=variants)).status_code == 200
     assert (await promote(admin, "support@1", **FORCED)).status_code == 200
+
+
+@pytest.mark.invariant(6)
+@pytest.mark.parametrize("state", ["loading", "probing", "waiting", "refused", "quarantined"])
+async def test_only_what_was_probed_is_loaded(stack: Stack, admin: httpx.AsyncClient, state: str) -> None:
+    version = await stack.add_version("support", 1)
+    async with stack.database.write() as connection:
+        await connection.execute(update(tables.residency).values(state=state))
+
+    assert code(await promote(admin, version.name, **FORCED)) == (409, "not_resident")
+    assert await pointers(admin) == (BASE, BASE)
 
 
 @pytest.mark.mutant(6)
@@ -286,6 +331,28 @@ async def test_of_two_rollbacks_of_one_revision_one_wins(stack: Stack, admin: ht
     assert [answer.json()["repeated"] for answer in found] == [False, True, True]
     assert code(other) == (409, "route_moved")
     assert await pointers(admin) == ("support@2", "support@1")
+
+
+@pytest.mark.invariant(7)
+async def test_a_rollback_is_bound_to_the_route_as_it_was_when_it_was_called(
+    stack: Stack, admin: httpx.AsyncClient
+) -> None:
+    """Also for callers that name no revision: while it waits for its turn somebody else moves the route."""
+    await promoted(stack, admin, 1, 2, 3)
+    caller = Principal("key-1", "admin", DEFAULT_PROJECT, frozenset({"admin"}))
+    waits = Hurry(stack.settings.home / "turnout.db")
+
+    async with stack.database.write() as connection:
+        asked = asyncio.create_task(stack.gateway.services.promotions.rollback("support", principal=caller))
+        await until(waits.is_shown_by_another)
+        table = tables.routes
+        await connection.execute(update(table).values(revision=table.c.revision + 1, stable="support@1"))
+
+    with pytest.raises(Conflict) as caught:
+        await asked
+    waits.close()
+    assert caught.value.code == "route_moved"
+    assert (await admin.get("/api/routes/support")).json()["stable"] == "support@1"
 
 
 @pytest.mark.mutant(7)

@@ -17,6 +17,7 @@ AREAS: Mapping[str, tuple[str, ...]] = {
     "residency": ("tests/long/test_residency_simulation.py", "tests/integration/test_engine_room.py"),
     "kills": ("tests/long/test_kill_matrix.py", "tests/integration/test_trainer_kill.py"),
     "soak": ("tests/long/test_soak.py",),
+    "mutants": ("tests/long/test_mutants.py",),
     "engine": ("tests/e2e/test_60_own_engine.py", "tests/e2e/test_70_kill.py", "tests/e2e/test_80_engine_memory.py"),
 }
 

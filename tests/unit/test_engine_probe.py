@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from gateway.engine.probe import LEAST_ALLOWED_GAP_NATS, judge_probe, read_reference
+from gateway.engine.admin import EngineAdmin
+from gateway.engine.probe import LEAST_ALLOWED_GAP_NATS, Prober, judge_probe, read_reference
 from gateway.errors import Refused, Unavailable
-from gateway.registry.reference import ReferencePrompt
+from gateway.registry.reference import Reference, ReferencePrompt
 
 DRAW = random.Random(7)
 PROMPTS = [
@@ -130,3 +133,34 @@ def test_refuses_what_is_no_reference(tmp_path: Path, content: str | None) -> No
 def test_a_reference_that_cannot_be_read_now_is_not_called_absent(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):  # a directory: EISDIR, standing for a disk that fails
         read_reference(tmp_path)
+
+
+class Engine:
+    """Answers the probe's prompts; the adapter at these strengths, one for each look."""
+
+    base_model = "tiny"
+
+    def __init__(self, *strengths: float) -> None:
+        self.looks = [at_strength(share) for share in strengths]
+        self.asked = 0
+
+    async def first_token(self, model: str, prompt: Sequence[int], candidates: Sequence[int]) -> list[float]:
+        number = prompt[0] - 1
+        if model == self.base_model:
+            return BASE[number]
+        look = self.asked // len(PROMPTS)
+        self.asked += 1
+        return self.looks[look][number]
+
+
+@pytest.mark.invariant(4)
+@pytest.mark.parametrize(
+    ("strengths", "code"), [((1.0,), None), ((0.5, 1.0), None), ((0.5, 0.5), "parity"), ((0.0, 0.0), "no_effect")]
+)
+async def test_a_fault_must_show_in_every_look(strengths: tuple[float, ...], code: str | None) -> None:
+    engine, reference = Engine(*strengths), Reference(schema=1, digest="d" * 64, prompts=tuple(PROMPTS))
+
+    fault = await Prober(cast(EngineAdmin, engine)).probe("support.v1", reference)
+
+    assert (fault.code if fault else None) == code
+    assert engine.asked == len(strengths) * len(PROMPTS)

@@ -145,6 +145,14 @@ def test_a_version_that_was_not_verified_is_not_served_even_if_an_engine_has_it(
         answer(a_snapshot(a_version(2, state="received")), "support@2", a_principal("admin"))
 
 
+@pytest.mark.parametrize("model", ["support", "support@stable", "support@1"])
+def test_a_retired_version_answers_by_no_name_even_if_an_engine_has_it(model: str) -> None:
+    retired = replace(a_version(1, is_promoted=True), is_retired=True)
+
+    with pytest.raises((Unavailable, Conflict)):
+        answer(a_snapshot(retired), model)
+
+
 # ---- Aliases
 
 

@@ -165,6 +165,17 @@ def test_without_a_file_there_is_no_table_and_no_alarm(routing: RoutingTable) ->
     assert routing.refused_files == 0
 
 
+def test_a_loaded_table_serves_the_base_of_this_start_and_not_of_the_one_that_saved_it(
+    routing: RoutingTable, tmp_path: Path
+) -> None:
+    earlier = replace(BASE, digest="e" * 64, max_model_len=32)
+    save_snapshot(replace(SNAPSHOT, bases={"tiny": earlier, "older": earlier}), tmp_path / "snapshot.json")
+
+    assert routing.load_saved()
+
+    assert routing.current.bases == {"tiny": BASE}
+
+
 def test_listeners_hear_of_a_loaded_table(routing: RoutingTable, tmp_path: Path) -> None:
     heard: list[Snapshot] = []
     routing.on_change(heard.append)
