@@ -416,7 +416,7 @@ async def test_without_the_database_too_a_route_of_another_project_is_not_found(
     _, stack.keys["neighbour"] = await keys.create("neighbour", ["admin"], actor="test", project_id="proj_other")
     await stack.see()
 
-    with gone(stack):
+    async with gone(stack):
         async with stack.client("neighbour") as neighbour:
             refused = await roll_back(neighbour, **GLASS)
         served = await answering(stack)
