@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from types import FrameType
 
 import typer
@@ -28,7 +29,6 @@ from . import (
     cli_train,
 )
 from .cli_console import ExitCode, Session
-from .doctor import installed
 from .errors import GatewayError
 
 EPILOG = (
@@ -50,8 +50,15 @@ app = typer.Typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        sys.stdout.write(f"turnout {installed('turnout')['turnout'] or '(not installed)'}\n")
+        sys.stdout.write(f"turnout {_version()}\n")
         raise typer.Exit
+
+
+def _version() -> str:
+    try:
+        return version("turnout")
+    except PackageNotFoundError:
+        return "(not installed)"
 
 
 @app.callback()

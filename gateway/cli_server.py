@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 from rich.console import Group
@@ -16,9 +16,11 @@ from .cli_jobs import jobs_table
 from .cli_ready import wait_ready
 from .cli_routes import routes_table
 from .client_models import Completion, Readiness, Replica
-from .doctor import Check, examine
 from .errors import GatewayError
 from .settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from .doctor import Check
 
 
 def serve(
@@ -61,6 +63,8 @@ def _check_base_model(settings: Settings) -> None:
 
 def doctor(context: typer.Context, home: Path | None = typer.Option(None, help="Home directory to look at.")) -> None:
     """Say what this machine can do and what is missing, each line with its remedy. Exit 1 when something is missing."""
+    from .doctor import examine  # what it looks at takes longer to import than other commands take
+
     shell = session(context)
     checks = examine(settings_of(home))
     shell.show([vars(check) for check in checks], lambda: _diagnosis(checks))
