@@ -1,15 +1,13 @@
-"""The one SQL database: connections, transactions, ids, time, the audit log."""
+"""The one SQL database: connections, transactions, and the counters by which others see that something changed."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import sqlite3
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, nullcontext, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,9 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from . import tables
 from .errors import StorageFull, Unavailable
-from .fitting import fit
 from .turns import Hurry, Turns
 
 DEFAULT_PROJECT = "proj_default"
-_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 # Two processes writing one WAL file can corrupt it on SQLite older than this (sqlite.org/wal.html#walresetbug).
 WAL_SAFE_SINCE = (3, 51, 3)
 _BUSY_TIMEOUT_MS = 5_000
@@ -37,21 +33,6 @@ _URGENT_LOOK_S = 0.005
 _STAND_BACK_LOOK_S = 0.01
 # Raises when this process may no longer act, as seen by the transaction it is given.
 Fence = Callable[[AsyncConnection], Awaitable[None]]
-
-
-def now() -> datetime:
-    """Wall time in UTC, for records; never for durations."""
-    return datetime.now(UTC)
-
-
-def new_id(prefix: str) -> str:
-    """A time-ordered id such as `ftjob-06ahq5...`: 48 bits of milliseconds, then 60 random bits, in base 32."""
-    value = (int(time.time() * 1000) << 60) | secrets.randbits(60)
-    digits = []
-    for _ in range(22):
-        value, digit = divmod(value, 32)
-        digits.append(_ALPHABET[digit])
-    return f"{prefix}{''.join(reversed(digits))}"
 
 
 class Database:
@@ -295,30 +276,6 @@ def _configure_sqlite(engine: AsyncEngine) -> None:
         if connection.get_execution_options().get("turnout_urgent", False):
             connection.exec_driver_sql("PRAGMA busy_timeout=0")
         connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
-
-
-async def record_audit(
-    connection: AsyncConnection,
-    *,
-    project_id: str,
-    actor: str,
-    action: str,
-    subject: str,
-    before: Any = None,
-    after: Any = None,
-    reason: str | None = None,
-) -> None:
-    """Append to the audit log, in the caller's transaction."""
-    await connection.execute(
-        insert(tables.audit).values(
-            id=new_id("audit-"),
-            project_id=project_id,
-            at=now(),
-            actor=actor,
-            action=action,
-            **fit(tables.audit, {"subject": subject, "before": before, "after": after, "reason": reason}),
-        )
-    )
 
 
 async def bump_revision(connection: AsyncConnection, name: str = "routing") -> int:

@@ -15,9 +15,11 @@ from sqlalchemy import delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
-from .database import DEFAULT_PROJECT, Database, bump_revision, new_id, now, record_audit
+from .audit import record_audit
+from .database import DEFAULT_PROJECT, Database, bump_revision
 from .durable import fsync, write_new
 from .errors import Conflict, Forbidden, Invalid, NotFound, quoted
+from .ids import new_id, now
 from .settings import Settings
 
 Scope = Literal["inference", "preview", "train", "admin", "evaluate"]

@@ -23,8 +23,9 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from . import tables
-from .database import Database, now
+from .database import Database
 from .errors import Conflict, GatewayError
+from .ids import now
 from .processes import look_at
 
 log = structlog.get_logger(__name__)

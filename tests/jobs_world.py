@@ -15,8 +15,9 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, Database, new_id, now
+from gateway.database import DEFAULT_PROJECT, Database
 from gateway.datasets.store import FileStore
+from gateway.ids import new_id, now
 from gateway.jobs.local import Jobs, LocalJobs
 from gateway.jobs.models import Job, JobKind
 from gateway.jobs.reconciler import JobReconciler

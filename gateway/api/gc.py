@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, Field
 
-from ..database import record_audit
+from ..audit import record_audit
 from ..retention.models import GcReport
 from .declared import DeclaredRoute
 from .dependencies import Admin, DatabaseService, RetentionService

@@ -12,9 +12,11 @@ from sqlalchemy import ColumnElement, Row, and_, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, new_id, now, record_audit
+from ..audit import record_audit
+from ..database import Database
 from ..durable import fsync
 from ..errors import Conflict, Invalid, NotFound, StorageFull, Unavailable
+from ..ids import new_id, now
 from ..settings import Settings
 from .models import FINE_TUNE, DataFile
 from .sink import FileSink, Received, full_disk_translated

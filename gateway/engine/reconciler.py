@@ -12,8 +12,9 @@ from pathlib import Path
 
 import structlog
 
-from ..database import Database, bump_revision, now
+from ..database import Database, bump_revision
 from ..errors import Conflict, Refused, Unavailable
+from ..ids import now
 from ..registry.models import AdapterVersion, ResidencyState, VersionState
 from ..registry.reference import Reference
 from ..registry.service import Registry

@@ -5,7 +5,8 @@ from __future__ import annotations
 from sqlalchemy import delete, insert, update
 
 from .. import tables
-from ..database import Database, bump_revision, now
+from ..database import Database, bump_revision
+from ..ids import now
 from ..registry.models import ReplicaState
 from .failures import Failures
 from .models import ReplicaSpec

@@ -8,8 +8,8 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import now
 from ..errors import Conflict
+from ..ids import now
 from ..registry.models import ReplicaState, ResidencyState, VersionState
 from .ledger import names_in
 from .models import Resident

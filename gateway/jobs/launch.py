@@ -15,8 +15,9 @@ from typing import Any
 import orjson
 import structlog
 
-from ..database import Database, now
+from ..database import Database
 from ..errors import NotFound, Refused
+from ..ids import now
 from ..keys import ApiKey, Keys
 from ..names import parse_pin
 from ..registry.models import AdapterVersion

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import structlog
 
-from ..database import Database, new_id, now
+from ..database import Database
 from ..datasets.store import FileStore
 from ..errors import GatewayError, Refused, StorageFull, Unavailable
+from ..ids import new_id, now
 from ..keys import Keys
 from ..names import parse_pin
 from ..processes import ProcessTable

@@ -12,9 +12,11 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, new_id, now, record_audit
+from ..audit import record_audit
+from ..database import Database
 from ..datasets.store import FileStore
 from ..errors import Conflict, Invalid, NotFound
+from ..ids import new_id, now
 from ..keys import Principal
 from ..names import NAME_PATTERN, parse_pin
 from ..registry.models import AdapterVersion, VersionState

@@ -13,9 +13,10 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, new_id, now
+from ..database import Database
 from ..errors import Conflict, NotFound
 from ..fitting import fit
+from ..ids import new_id, now
 from .models import Job, JobEvent, JobKind, JobState, ProgressLine
 from .state_machine import may_move
 

@@ -11,8 +11,10 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, bump_revision, new_id, now, record_audit
+from ..audit import record_audit
+from ..database import Database, bump_revision
 from ..fitting import fit
+from ..ids import new_id, now
 from .models import EvaluationSpec, Job
 
 

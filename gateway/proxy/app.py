@@ -11,8 +11,8 @@ import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
-from ..database import new_id
 from ..errors import Forbidden, GatewayError, Invalid, NotFound, Unavailable, quoted
+from ..ids import new_id
 from ..keys import Principal
 from ..metrics import Metrics
 from .asgi import SHOWED_KEY, App, Receive, Scope, Send, header

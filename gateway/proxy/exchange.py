@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from ..database import new_id, now
+from ..ids import new_id, now
 from ..keys import Principal
 from ..metrics import Finished
 from .answers import Seen

@@ -16,8 +16,9 @@ from sqlalchemy import and_, insert, or_, update
 from sqlalchemy.exc import IntegrityError
 
 from .. import tables
-from ..database import Database, now
+from ..database import Database
 from ..errors import GatewayError
+from ..ids import now
 from ..metrics import Metrics
 from ..names import parse_pin
 

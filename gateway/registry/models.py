@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from pydantic import BaseModel, Field
 
@@ -96,16 +95,3 @@ class ResidencyState(StrEnum):
     WAITING = "waiting"  # failed a moment ago; tried again after a pause
     QUARANTINED = "quarantined"
     REFUSED = "refused"  # for want of room or of whole files, not for a fault of its own
-
-
-class AuditEntry(BaseModel, frozen=True):
-    """Who changed what, when and why. Never altered, never deleted."""
-
-    id: str
-    at: datetime
-    actor: str
-    action: str
-    subject: str
-    before: Any = None
-    after: Any = None
-    reason: str | None = None

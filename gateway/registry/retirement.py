@@ -10,8 +10,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, bump_revision, now, record_audit
+from ..audit import record_audit
+from ..database import Database, bump_revision
 from ..errors import Conflict, Invalid, NotFound, Refused
+from ..ids import now
 from ..names import engine_name
 from . import store
 from .models import AdapterVersion, VersionState

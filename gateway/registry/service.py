@@ -13,8 +13,10 @@ import structlog
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from ..database import Database, bump_revision, new_id, now, record_audit
+from ..audit import record_audit
+from ..database import Database, bump_revision
 from ..errors import Conflict, Invalid, NotFound, Refused
+from ..ids import new_id, now
 from ..names import NAME_PATTERN
 from ..settings import Settings
 from . import store

@@ -10,8 +10,9 @@ from typing import Literal
 
 import structlog
 
-from ..database import Database, now
+from ..database import Database
 from ..errors import Unavailable
+from ..ids import now
 from ..settings import Settings
 from . import leftovers, rows
 from .due import FIRST_ROWS, REST, Overdue, Seen, next_rows, overdue

@@ -18,8 +18,9 @@ import structlog
 from sqlalchemy import update
 
 from .. import tables
-from ..database import Database, new_id, now
+from ..database import Database
 from ..errors import GatewayError, Invalid, NotFound, StorageFull, Unavailable
+from ..ids import new_id, now
 from ..keys import Principal
 from ..routing.models import Route, Variant
 from ..routing.overlay import overlaid

@@ -16,8 +16,8 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import new_id, now
 from ..errors import Invalid, Refused
+from ..ids import new_id, now
 from ..keys import Principal
 from .models import Moved
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import select, update
+from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, record_audit
+from ..audit import latest_changes, record_audit
+from ..database import Database
 from ..errors import NotFound
 from ..routing.models import Route, Variant
 from ..routing.store import get_route, save_route
@@ -44,9 +45,10 @@ async def carry(database: Database, record: Rollback) -> Outcome:
 
 async def _told_before(connection: AsyncConnection, record: Rollback) -> Outcome | None:
     """What the audit log says of it: a gateway may have died after it told the database."""
-    table = tables.audit
-    query = select(table.c.after).where(table.c.action == "route.rollback", table.c.subject == record.route)
-    for (after,) in await connection.execute(query.order_by(table.c.at.desc()).limit(_AUDIT_LOOKBACK)):
+    told = await latest_changes(
+        connection, project_id=record.project_id, action="route.rollback", subject=record.route, limit=_AUDIT_LOOKBACK
+    )
+    for after in told:
         noted = (after or {}).get("break_glass")
         if isinstance(noted, dict) and noted.get("id") == record.id:
             outcome: Outcome = noted["outcome"]

@@ -11,8 +11,10 @@ from sqlalchemy import update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, now, record_audit
+from ..audit import record_audit
+from ..database import Database
 from ..errors import GatewayError, Invalid
+from ..ids import now
 from ..jobs.suites import Suites
 from ..keys import Principal
 from ..routing.models import Route, Variant, check_variants

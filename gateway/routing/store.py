@@ -9,8 +9,10 @@ from sqlalchemy import insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import bump_revision, now, record_audit
+from ..audit import record_audit
+from ..database import bump_revision
 from ..errors import Conflict, NotFound
+from ..ids import now
 from .models import Route, Variant
 
 

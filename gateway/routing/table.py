@@ -20,9 +20,10 @@ from sqlalchemy import RowMapping, Select, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from .. import tables
-from ..database import Database, now, read_revision
+from ..database import Database, read_revision
 from ..durable import put, remove_unfinished
 from ..errors import GatewayError
+from ..ids import now
 from ..lease import lease_until
 from ..names import engine_name, version_name
 from .models import Trial

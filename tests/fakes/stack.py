@@ -18,8 +18,9 @@ from sqlalchemy import delete, insert, select, update
 
 from gateway import tables
 from gateway.app import Gateway
-from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
+from gateway.database import DEFAULT_PROJECT, Database, bump_revision
 from gateway.handover import listening_socket
+from gateway.ids import now
 from gateway.keys import Keys, load_pepper
 from gateway.lease import EXPIRE_S
 from gateway.migrations.run import migrate

@@ -24,8 +24,8 @@ from gateway import tables
 from gateway.api.declared import MAX_JSON_BYTES
 from gateway.api.fine_tuning import fine_tuning_job
 from gateway.app import Gateway
-from gateway.database import now
 from gateway.handover import listening_socket
+from gateway.ids import now
 from gateway.jobs.models import JobState
 from gateway.migrations.run import migrate
 from gateway.registry.models import VersionState

@@ -17,8 +17,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from gateway import database as module
-from gateway.database import Database, bump_revision, new_id, read_revision
+from gateway.database import Database, bump_revision, read_revision
 from gateway.errors import Unavailable
+from gateway.ids import new_id
 
 
 @pytest.fixture

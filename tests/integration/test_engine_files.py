@@ -12,13 +12,14 @@ import pytest
 from sqlalchemy import insert, select, update
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, Database, now
+from gateway.database import DEFAULT_PROJECT, Database
 from gateway.engine import reconciler as module
 from gateway.engine.admin import EngineAdmin
 from gateway.engine.models import Wanted
 from gateway.engine.probe import Prober
 from gateway.engine.reconciler import MAX_UNREADABLE, Converger, LoadLedger, Session, StaleEpoch
 from gateway.errors import Conflict, Unavailable
+from gateway.ids import now
 from gateway.registry.manifest import WEIGHTS_FILE
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.registry.service import Registry

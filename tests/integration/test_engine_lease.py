@@ -12,7 +12,8 @@ from sqlalchemy import update
 
 from gateway import lease as module
 from gateway import tables
-from gateway.database import Database, now
+from gateway.database import Database
+from gateway.ids import now
 from gateway.lease import EXPIRE_S, Lease, LeaseLost, identity, is_gone
 from gateway.migrations.run import migrate
 from gateway.settings import Settings

@@ -13,9 +13,10 @@ import pytest
 from sqlalchemy import update
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, now
+from gateway.database import DEFAULT_PROJECT
 from gateway.engine.residency_rows import names_held
 from gateway.errors import Conflict
+from gateway.ids import now
 from gateway.keys import ANONYMOUS
 from gateway.registry.models import AdapterVersion, VersionState
 from gateway.registry.retirement import Retirement

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, Database, now
+from gateway.database import DEFAULT_PROJECT, Database
 from gateway.errors import Conflict
+from gateway.ids import now
 from gateway.jobs.models import Job, JobKind, JobState, ProgressLine, VerifySpec
 from gateway.jobs.store import JobStore
 from tests.registry_world import a_database, a_home

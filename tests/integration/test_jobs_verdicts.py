@@ -13,7 +13,8 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, now
+from gateway.database import DEFAULT_PROJECT
+from gateway.ids import now
 from gateway.jobs import verdicts
 from gateway.jobs.models import EvaluationSpec, Job, JobKind, JobState
 from gateway.jobs.verdicts import NewVerdict, StoredVerdict, Verdict, store_verdict, verdict_rows

@@ -18,7 +18,8 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, MetaData, create_engine, insert, select, text, update
 from sqlalchemy.exc import IntegrityError
 
-from gateway.database import DEFAULT_PROJECT, Database, record_audit
+from gateway.audit import record_audit
+from gateway.database import DEFAULT_PROJECT, Database
 from gateway.errors import Invalid
 from gateway.migrations import run as module
 from gateway.migrations.run import head, migrate

@@ -14,8 +14,8 @@ from fastapi import FastAPI
 from starlette.routing import BaseRoute, Mount
 
 from gateway import tables
-from gateway.database import now
 from gateway.errors import Conflict, Invalid, NotFound
+from gateway.ids import now
 from gateway.keys import Keys, load_pepper
 from gateway.proxy import app as door
 from gateway.proxy.completions import PATHS

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gateway import tables
-from gateway.database import now
 from gateway.errors import Unavailable
+from gateway.ids import now
 from gateway.metrics import Metrics
 from gateway.proxy.recorder import Exposure, Recorder
 from tests.fakes.stack import Stack

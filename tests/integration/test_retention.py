@@ -17,8 +17,10 @@ from sqlalchemy import delete, event, func, insert, select, text
 from sqlalchemy.exc import IntegrityError
 
 from gateway import tables
+from gateway.audit import record_audit
 from gateway.controller import Controller
-from gateway.database import DEFAULT_PROJECT, Database, new_id, now, record_audit
+from gateway.database import DEFAULT_PROJECT, Database
+from gateway.ids import new_id, now
 from gateway.jobs.launch import ACTOR
 from gateway.jobs.models import Job, JobKind, JobState, VerifySpec
 from gateway.registry.models import VersionState

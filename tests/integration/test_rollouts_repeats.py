@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import update
 
 from gateway import tables
-from gateway.database import now
+from gateway.ids import now
 from tests.fakes.stack import BASE, Stack, chat_body, until
 from tests.rollouts_world import (
     FORCED,

@@ -17,8 +17,9 @@ from typing import Any
 from sqlalchemy import delete, insert, update
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT, Database, bump_revision, now
+from gateway.database import DEFAULT_PROJECT, Database, bump_revision
 from gateway.errors import GatewayError
+from gateway.ids import now
 from gateway.jobs.suites import Suites
 from gateway.keys import Principal
 from gateway.rollouts.models import Moved, RouteMoved
