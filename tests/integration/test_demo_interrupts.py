@@ -125,7 +125,7 @@ def test_one_ctrl_c_waits_for_the_trainer_and_says_so(tmp_path: Path) -> None:
 
         assert demo.end() == 130
     assert "Interrupted; nothing is left running." in demo.said
-    assert "Traceback" not in demo.said + (tmp_path / "out.log").read_text()
+    assert "Traceback" not in demo.said + (tmp_path / ".out.trainer.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_another_one_ends_everything_at_once_and_it_is_gone_when_it_says_so(
         assert demo.end() == 130
     assert "Killing" in demo.said
     assert demo.said.rstrip().endswith("Interrupted; nothing is left running.")
-    assert "Traceback" not in demo.said + (tmp_path / "out.log").read_text()
+    assert "Traceback" not in demo.said + (tmp_path / ".out.trainer.log").read_text()
 
 
 HEADLESS = """
