@@ -1,4 +1,4 @@
-"""The audit log: who changed what, when and why. It is written and read here and nowhere else."""
+"""The audit log: who changed what, when and why. It is written and read here; only retention deletes from it."""
 
 from __future__ import annotations
 

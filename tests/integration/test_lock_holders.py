@@ -164,9 +164,10 @@ async def test_readiness_tells_who_holds_the_database_without_its_number(
 
         before = await held_by()
         holding = holder(stack.settings.home / "turnout.db", "BEGIN EXCLUSIVE", "gateway.controller")
-        process = await asyncio.to_thread(holding.__enter__)  # the gateway goes on, and lets go of what it reads
         with ExitStack() as ending:
-            ending.push(holding.__exit__)
+            process = await asyncio.to_thread(
+                ending.enter_context, holding
+            )  # the gateway goes on, and lets go of its read
             os.kill(process.pid, signal.SIGSTOP)
             os.waitpid(process.pid, os.WUNTRACED)
             await until(lambda: any(seconds > 0.1 for _, seconds in watch.holders), timeout_s=30)

@@ -22,6 +22,7 @@ from gateway.registry.preflight import preflight
 from gateway.registry.service import Registry
 from gateway.settings import Limits, Settings
 from tests.corpus import BAD, make_adapter, make_base, make_bundle
+from tests.files import note_fsync
 from tests.registry_world import a_database, a_home, publish, rows_of_audit, staged
 
 
@@ -80,14 +81,7 @@ async def test_what_is_published_is_on_the_disk_with_its_names(
     registry: Registry, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A power cut after the answer takes nothing of it: files and the folders that name them were forced out before."""
-    forced: list[Path] = []
-    force = os.fsync
-
-    def noting(descriptor: int) -> None:
-        forced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
-        force(descriptor)
-
-    monkeypatch.setattr(os, "fsync", noting)
+    forced = note_fsync(monkeypatch)
     version, _ = await publish(registry, folder)
 
     inside = {path.name for path in forced if path.parent.name == version.digest and ".staging" in path.parts}

@@ -15,34 +15,29 @@ from gateway.jobs.suites import Suites
 from gateway.jobs.workdir import WorkDirectory
 from gateway.keys import load_pepper
 from gateway.settings import Settings
+from tests.files import note_fsync
 from trainer.checkpoints import mark_complete
-
-Flushes = list[str]
 
 
 @pytest.fixture
-def flushes(monkeypatch: pytest.MonkeyPatch) -> Flushes:
-    """What was forced to the disk, in order: folders by name with a slash, files with how they are called then."""
-    seen: Flushes = []
-    flush = os.fsync
+def flushes(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """What was forced to the disk, in order."""
+    return note_fsync(monkeypatch)
 
-    def noting(descriptor: int) -> None:
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        seen.append(f"{path.name}/" if path.is_dir() else path.name)
-        flush(descriptor)
 
-    monkeypatch.setattr(os, "fsync", noting)
-    return seen
+def named(flushes: list[Path]) -> list[str]:
+    """Folders by name with a slash, files with how they were called then."""
+    return [f"{path.name}/" if path.is_dir() else path.name for path in flushes]
 
 
 def test_a_file_is_flushed_under_another_name_and_its_folder_after_it_has_its_own(
-    tmp_path: Path, flushes: Flushes
+    tmp_path: Path, flushes: list[Path]
 ) -> None:
     put(tmp_path / "a.json", b"one")
     put(tmp_path / "a.json", b"two")
 
-    assert [name.startswith("a.json.") and name.endswith(".tmp") for name in flushes] == [True, False] * 2
-    assert flushes[1] == flushes[3] == f"{tmp_path.name}/"
+    assert [name.startswith("a.json.") and name.endswith(".tmp") for name in named(flushes)] == [True, False] * 2
+    assert flushes[1] == flushes[3] == tmp_path
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a.json": b"two"}
 
 
@@ -91,13 +86,13 @@ def test_what_the_dead_left_goes_and_what_the_living_write_stays(tmp_path: Path)
     assert set(tmp_path.iterdir()) == {living, *others}
 
 
-def test_a_tree_is_flushed_from_the_leaves_to_the_root(tmp_path: Path, flushes: Flushes) -> None:
+def test_a_tree_is_flushed_from_the_leaves_to_the_root(tmp_path: Path, flushes: list[Path]) -> None:
     (tmp_path / "root" / "inner").mkdir(parents=True)
     (tmp_path / "root" / "inner" / "leaf").touch()
 
     fsync_tree(tmp_path / "root")
 
-    assert flushes == ["leaf", "inner/", "root/"]
+    assert named(flushes) == ["leaf", "inner/", "root/"]
 
 
 # ---- Who must be found again after the power went
@@ -133,8 +128,8 @@ def a_suite(home: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [a_result, a_pepper, a_checkpoint, scores, a_suite])
-def test_the_folder_is_flushed_last(tmp_path: Path, flushes: Flushes, write: Callable[[Path], None]) -> None:
+def test_the_folder_is_flushed_last(tmp_path: Path, flushes: list[Path], write: Callable[[Path], None]) -> None:
     write(tmp_path)
 
     assert len(flushes) > 1
-    assert flushes[-1].endswith("/")
+    assert flushes[-1].is_dir()

@@ -11,6 +11,7 @@ import pytest
 
 from gateway.errors import Unavailable
 from gateway.rollouts.journal import Journal, Pointing, Rollback, Settled
+from tests.files import note_fsync
 
 MOMENT = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -46,18 +47,11 @@ def test_what_is_open_is_read_back_in_order(tmp_path: Path) -> None:
 
 
 def test_it_is_private_and_flushed_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[bool] = []
-    flush = os.fsync
-
-    def noting(descriptor: int) -> None:
-        flushed.append(Path(f"/proc/self/fd/{descriptor}").readlink().is_dir())
-        flush(descriptor)
-
-    monkeypatch.setattr(os, "fsync", noting)
+    flushed = note_fsync(monkeypatch)
     Journal(tmp_path / "j").append(a_rollback(1))
 
     assert stat.S_IMODE((tmp_path / "j").stat().st_mode) == 0o600
-    assert flushed == [False, True]
+    assert [path.is_dir() for path in flushed] == [False, True]
 
 
 def test_cut_off_anywhere_the_whole_lines_count_and_more_can_be_added(tmp_path: Path) -> None:

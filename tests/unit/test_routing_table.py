@@ -22,6 +22,7 @@ from gateway.routing.snapshot import (
     SnapshotVersion,
 )
 from gateway.routing.table import RoutingTable, is_expired, load_saved_snapshot, save_snapshot
+from tests.files import note_fsync
 
 MOMENT = datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=UTC)
 BASE = SnapshotBase("tiny", "b" * 64, 64, 128)
@@ -146,18 +147,10 @@ async def test_between_tries_it_waits_ever_longer(routing: RoutingTable, tmp_pat
 
 
 def test_the_new_name_is_flushed_after_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flushed: list[str] = []
-    flush = os.fsync
-
-    def noting(descriptor: int) -> None:
-        path = Path(f"/proc/self/fd/{descriptor}").readlink()
-        flushed.append("directory" if path.is_dir() else path.suffix)
-        flush(descriptor)
-
-    monkeypatch.setattr(os, "fsync", noting)
+    flushed = note_fsync(monkeypatch)
     save_snapshot(SNAPSHOT, tmp_path / "snapshot.json")
 
-    assert flushed == [".tmp", "directory"]
+    assert ["directory" if path.is_dir() else path.suffix for path in flushed] == [".tmp", "directory"]
 
 
 def test_without_a_file_there_is_no_table_and_no_alarm(routing: RoutingTable) -> None:
