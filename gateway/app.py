@@ -108,7 +108,7 @@ class Gateway:
         file_store = FileStore(self.database, self.settings)
         registry = Registry(self.database, self.settings, base, on_publish=(create_route_for,))
         promotions = Promotions(
-            self.database, suites=suites, on_moved=self.table.refresh, on_cut=self.completions.cut_variants
+            self.database, suites=suites, on_moved=self.table.catch_up, on_cut=self.completions.cut_variants
         )
         journal = Journal(self.settings.journal_path)
         return Services(

@@ -25,6 +25,7 @@ from .dependencies import (
     DatabaseService,
     RegistryService,
     RetirementService,
+    RoutingService,
     Trainer,
 )
 from .multipart import FilePart, received_form
@@ -124,42 +125,55 @@ async def get_adapter(name: str, caller: Caller, registry: RegistryService) -> A
 
 @router.get("/{name}/versions/{number}", summary="Show a version")
 async def get_version(
-    name: str, number: int, caller: Caller, registry: RegistryService, database: DatabaseService
+    name: str,
+    number: int,
+    caller: Caller,
+    registry: RegistryService,
+    database: DatabaseService,
+    routing: RoutingService,
 ) -> VersionDetail:
     """One version with residency, verdicts and lineage."""
     version = await registry.version(f"{name}@{number}")
     if version.project_id != caller.project_id:
         raise NotFound(f"version {version.name!r} does not exist", code="version_not_found", param="number")
-    return VersionDetail(
+    detail = VersionDetail(
         **_view(version).model_dump(),
         residency=await residency_rows(database, version.engine_name),
         verdicts=await verdict_rows(database, version.digest, project_id=caller.project_id),
         manifest=await asyncio.to_thread(registry.manifest, version),
     )
+    await routing.catch_up()  # who reads here that it is loaded asks it something next
+    return detail
 
 
 @router.post("/{name}/versions/{number}/release", summary="Release a version from quarantine")
 async def release(
-    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService
+    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService, routing: RoutingService
 ) -> VersionView:
     """Verified once more, then loaded and probed like a new one. For a quarantine that was not the version's fault."""
-    return _view(await retirement.release(f"{name}@{number}", **_by(caller, asked)))
+    released = await retirement.release(f"{name}@{number}", **_by(caller, asked))
+    await routing.catch_up()
+    return _view(released)
 
 
 @router.post("/{name}/versions/{number}/retire", summary="Retire a version")
 async def retire(
-    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService
+    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService, routing: RoutingService
 ) -> VersionView:
     """Engines load it no more. Row and digest stay; its bytes go when no engine can need them."""
-    return _view(await retirement.retire(f"{name}@{number}", **_by(caller, asked)))
+    retired = await retirement.retire(f"{name}@{number}", **_by(caller, asked))
+    await routing.catch_up()
+    return _view(retired)
 
 
 @router.post("/{name}/versions/{number}/restore", summary="Bring a retired version back")
 async def restore(
-    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService
+    name: str, number: int, asked: VersionAct, caller: Admin, retirement: RetirementService, routing: RoutingService
 ) -> VersionView:
     """As it was. 409 `bytes_gone` when its files were removed: publishing them again brings it back too."""
-    return _view(await retirement.restore(f"{name}@{number}", **_by(caller, asked)))
+    restored = await retirement.restore(f"{name}@{number}", **_by(caller, asked))
+    await routing.catch_up()
+    return _view(restored)
 
 
 def _by(caller: Principal, asked: VersionAct) -> dict[str, str]:

@@ -60,7 +60,7 @@ async def create_key(
     made, raw = await keys.create(
         request.name, request.scopes, actor=caller.actor, project_id=caller.project_id, expires_at=request.expires_at
     )
-    await routing.refresh()
+    await routing.catch_up()
     response.headers["cache-control"] = "no-store"
     return NewKey(**made.model_dump(include=set(NewKey.model_fields) - {"key"}), key=raw)
 
@@ -69,5 +69,5 @@ async def create_key(
 async def revoke_key(key_id: str, caller: Admin, keys: KeysService, routing: RoutingService) -> ApiKey:
     """The key is useless from now on."""
     revoked = await keys.revoke(key_id, caller.actor, project_id=caller.project_id)
-    await routing.refresh()
+    await routing.catch_up()
     return revoked

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from .. import tables
 from ..audit import record_audit
 from ..database import Database
-from ..errors import GatewayError, Invalid
+from ..errors import Invalid
 from ..ids import now
 from ..jobs.suites import Suites
 from ..keys import Principal
@@ -57,7 +57,7 @@ class Promotions:
         database: Database,
         *,
         suites: Suites | None = None,
-        on_moved: Callable[[], Awaitable[object]] | None = None,
+        on_moved: Callable[[], Awaitable[None]] | None = None,
         on_cut: Callable[[Collection[str]], int] | None = None,
     ) -> None:
         self._database = database
@@ -296,13 +296,9 @@ class Promotions:
         return moved.model_copy(update={"took_ms": took_ms})
 
     async def _refresh(self) -> None:
-        """Route by the change at once. It is committed: a failure here must not look as if it were not."""
-        if self._on_moved is None:
-            return
-        try:
+        """Route by the change at once."""
+        if self._on_moved is not None:
             await self._on_moved()
-        except GatewayError as error:
-            log.warning("change is committed, this gateway sees it a little later", error=error.message)
 
 
 def _settled(route: str, action: str, principal: Principal, reason: str | None, expected_revision: int | None) -> Call:

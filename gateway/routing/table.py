@@ -186,6 +186,14 @@ class RoutingTable:
             self._seen_at = time.monotonic()
             return self.current
 
+    async def catch_up(self) -> None:
+        """Before something is answered for: route by all that was committed until now, so that what the answer says holds
+        for the next request. A database that cannot tell does not undo what was committed; the loop sees it later."""
+        try:
+            await self.refresh()
+        except GatewayError as error:
+            log.warning("this gateway sees what was committed a little later", error=error.message)
+
     async def run(self) -> None:
         """Follow the database until cancelled. Whatever goes wrong, the last good table serves on."""
         was_failing = False

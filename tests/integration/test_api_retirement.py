@@ -7,10 +7,13 @@ from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import insert, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway import tables
-from gateway.database import DEFAULT_PROJECT
+from gateway.database import DEFAULT_PROJECT, bump_revision
+from gateway.errors import Unavailable
+from gateway.ids import now
 from gateway.registry.models import VersionState
 from tests.corpus import make_adapter
 from tests.fakes.stack import Stack, a_living_controller, chat_body
@@ -105,6 +108,83 @@ async def test_a_rollback_steps_over_a_retired_version(stack: Stack, admin: http
     answer = await roll_back(admin)
 
     assert (answer.json()["route"]["stable"], answer.json()["route"]["previous"]) == ("support@2", "tiny")
+
+
+@pytest.fixture
+async def unfollowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Stack]:
+    """A gateway that looks at the database once, at its start: what it knows later it was made to see."""
+    monkeypatch.setattr("gateway.routing.table.POLL_INTERVAL_S", 3600)
+    async with Stack(tmp_path) as running:
+        yield running
+
+
+async def put_state(stack: Stack, state: VersionState) -> None:
+    async with stack.database.write() as connection:
+        await connection.execute(update(tables.adapter_versions).values(state=state, promoted_at=now()))
+        await bump_revision(connection)
+
+
+async def loaded_unseen(stack: Stack, tmp_path: Path) -> str:
+    """The name of a version with files that the engine holds, of which the gateway was told nothing."""
+    registry = stack.gateway.services.registry
+    folder = make_adapter(tmp_path / "adapter", registry.base)
+    one, _ = await registry.publish("support", folder, actor="key:test", project_id=DEFAULT_PROJECT)
+    stack.engine.load_named(one.engine_name)
+    async with stack.database.write() as connection:
+        resident = {"replica_id": "replica-1", "engine_name": one.engine_name, "state": "ready", "updated_at": now()}
+        await connection.execute(insert(tables.residency).values(resident))
+    await put_state(stack, VersionState.VERIFIED)
+    return one.name
+
+
+async def test_who_reads_that_a_version_is_loaded_is_answered_by_it(unfollowed: Stack, tmp_path: Path) -> None:
+    name = await loaded_unseen(unfollowed, tmp_path)
+
+    async with unfollowed.client() as admin:
+        unseen = await admin.post("/v1/chat/completions", json=chat_body(model=name))
+        shown = await admin.get("/api/adapters/support/versions/1")
+        seen = await admin.post("/v1/chat/completions", json=chat_body(model=name))
+
+    assert unseen.status_code == 404, "this gateway follows nothing by itself"
+    assert [row["state"] for row in shown.json()["residency"]] == ["ready"]
+    assert (seen.status_code, seen.headers["x-turnout-version"]) == (200, name)
+
+
+async def test_what_an_operator_did_holds_for_the_next_request(unfollowed: Stack, tmp_path: Path) -> None:
+    body = chat_body(model=await loaded_unseen(unfollowed, tmp_path))
+    answers = []
+
+    async with unfollowed.client() as admin:
+        for what in ("retire", "restore"):
+            assert (await act(admin, what)).status_code == 200
+            answers.append((await admin.post("/v1/chat/completions", json=body)).status_code)
+        await put_state(unfollowed, VersionState.QUARANTINED)
+        await unfollowed.see()
+        answers.append((await admin.post("/v1/chat/completions", json=body)).status_code)
+        assert (await act(admin, "release")).status_code == 200
+        released = await admin.post("/v1/chat/completions", json=body)
+
+    assert answers == [409, 200, 409]
+    assert code(released) == (503, "version_not_loaded")
+
+
+@pytest.mark.parametrize("what", ["key", "retire"])
+async def test_what_was_committed_is_answered_for_though_the_table_cannot_follow(
+    stack: Stack, admin: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    await stack.add_version()
+
+    async def fails(*, anew: bool = False) -> None:
+        raise Unavailable("the database is gone")
+
+    monkeypatch.setattr(stack.gateway.table, "refresh", fails)
+
+    if what == "key":
+        made = await admin.post("/api/keys", json={"name": "later", "scopes": ["inference"]})
+        assert made.status_code == 201
+        assert made.json()["key"], "shown now or never"
+    else:
+        assert (await act(admin, what)).status_code == 200
 
 
 async def nobody(connection: AsyncConnection) -> set[str]:

@@ -18,6 +18,7 @@ import httpx
 import psutil
 import pytest
 
+from gateway.registry.models import AdapterVersion
 from gateway.settings import load_settings
 from gateway.supervisor import backoff_s, settings_environment
 from tests.engine_world import ROOT, EngineWorld, an_engine_world
@@ -76,6 +77,11 @@ class Server:
     async def ready(self) -> None:
         await self.until(self.is_ready, "ready")
 
+    async def serves(self, version: AdapterVersion) -> None:
+        """Until the engine takes traffic with this version, and the gateway, a process of its own, was told so."""
+        await self.world.ready(version)
+        await self.until(lambda: self.chat(version.name).status_code == 200, f"{version.name} answers")
+
     def leftovers(self) -> list[str]:
         """What still runs of this home."""
         parts = [self.part("gateway.app"), self.part("gateway.controller")]
@@ -108,7 +114,7 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
 async def test_serves_and_ends_whole(server: Server) -> None:
     one = await server.world.publish(1)
     await server.ready()
-    await server.world.ready(one)
+    await server.serves(one)
     assert server.chat(one.name).headers["x-turnout-version"] == one.name
     await server.until(lambda: f"Ready: {server.world.settings.url}" in server.output.read_text(), "it says so")
 
@@ -136,10 +142,10 @@ async def test_both_parts_are_started_again_and_the_engine_stays(server: Server)
         await server.until(partial(server.is_another, module, before.pid), f"{module} is back")
     await server.ready()
     two = await server.world.publish(2)
-    await server.world.ready(one, two)
+    await server.serves(one)
+    await server.serves(two)
 
     assert await server.world.engine_pid() == engine
-    assert server.chat(one.name).status_code == 200
 
 
 @pytest.mark.invariant(10)
@@ -154,9 +160,9 @@ async def test_killed_it_takes_its_parts_along_and_the_next_adopts_the_engine(se
     await server.until(lambda: server.leftovers() == [str(engine)], "only the engine is left")
     server.start()
     await server.ready()
+    await server.serves(one)
 
     assert await server.world.engine_pid() == engine
-    assert server.chat(one.name).status_code == 200
 
 
 async def test_a_second_one_over_the_same_home_is_refused(server: Server) -> None:
